@@ -1,0 +1,113 @@
+package kv
+
+import "time"
+
+// Default limits (design.md §12). All of them are configurable where they are enforced.
+const (
+	KeyBytesMax       = 4 << 10
+	ValueBytesMax     = 1 << 20
+	RequestTimeout    = 5 * time.Second
+	RequestTimeoutMax = 60 * time.Second
+)
+
+// Op is what a request does.
+type Op uint8
+
+// The operations. Zero is invalid, so that a request that was never filled in is not mistaken for a read.
+const (
+	OpGet Op = iota + 1
+	OpPut
+	OpDelete
+)
+
+var opNames = [...]string{"invalid", "get", "put", "delete"}
+
+// String returns the operation as metrics and messages spell it.
+func (o Op) String() string {
+	if int(o) < len(opNames) {
+		return opNames[o]
+	}
+	return opNames[0]
+}
+
+// IsWrite reports whether the operation changes the key.
+func (o Op) IsWrite() bool { return o == OpPut || o == OpDelete }
+
+// ConditionKind says what a conditional write requires of the key's present state.
+type ConditionKind uint8
+
+// The kinds of condition.
+const (
+	// ConditionNone: the write is unconditional.
+	ConditionNone ConditionKind = iota
+	// ConditionVersion: the current version must equal Condition.Version; 0 means that the key must not exist.
+	ConditionVersion
+	// ConditionExists: the key must exist, at whatever version.
+	ConditionExists
+)
+
+// Condition guards a strong write.
+type Condition struct {
+	Kind    ConditionKind
+	Version uint64
+}
+
+// SiblingMode says how a read wants concurrent versions answered under a resolver that keeps them.
+type SiblingMode uint8
+
+// The sibling modes.
+const (
+	// SiblingsDefault answers all siblings (HTTP 300) where the policy's resolver keeps them.
+	SiblingsDefault SiblingMode = iota
+	// SiblingsAll is SiblingsDefault, asked for explicitly.
+	SiblingsAll
+	// SiblingsResolve picks the last writer and says how many siblings there were.
+	SiblingsResolve
+	// SiblingsError refuses with CodeSiblings when there is more than one version.
+	SiblingsError
+)
+
+// Request is one operation on one key as a user asked for it. Its deadline travels in the context beside it.
+// The lanes treat Key, Value and Context as immutable; whoever builds a Request gives them up.
+type Request struct {
+	Op        Op
+	Level     Level // LevelUnset: the policy decides
+	Quorum    Quorum
+	Condition Condition
+	Siblings  SiblingMode
+	Key       []byte
+	Value     []byte
+	Context   []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
+	// Hops counts the nodes that forwarded the request. Bounded by the router, so that nodes that disagree about a
+	// leader cannot hand a request around for ever.
+	Hops uint8
+}
+
+// Sibling is one of several concurrent versions of a key.
+type Sibling struct {
+	Value     []byte
+	Deleted   bool
+	Timestamp time.Time
+	Node      NodeID
+}
+
+// Response answers a Request that did not fail. For a read of an absent key Found is false; that is no error here.
+type Response struct {
+	Found bool
+	// Settled is false while the value has not entered the Raft order.
+	Settled bool
+	Level   Level   // the level achieved
+	Outcome Outcome // of a write
+	Acks    int     // replicas that acknowledged, or answered
+	Version uint64  // Raft index of the strong write; 0 for a value that has only been written eventually
+	Value   []byte
+	Context []byte // opaque causal context covering everything this answer reflects
+	// Timestamp is the wall-clock part of the version's hybrid clock; zero when nothing was found.
+	Timestamp time.Time
+	// Siblings holds all concurrent versions when there is more than one and the request asked for all.
+	Siblings []Sibling
+	// Concurrent is the number of versions that a resolved answer was chosen from, when more than one.
+	Concurrent  int
+	Coordinator NodeID
+	Replicas    []NodeID // who acknowledged or answered
+}

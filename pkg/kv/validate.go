@@ -1,0 +1,71 @@
+package kv
+
+// Limits bounds what a request may carry.
+type Limits struct {
+	KeyBytesMax   int
+	ValueBytesMax int
+}
+
+// DefaultLimits are the limits of design.md §12.
+func DefaultLimits() Limits { return Limits{KeyBytesMax: KeyBytesMax, ValueBytesMax: ValueBytesMax} }
+
+// Validate checks what can be checked of a request without knowing the cluster: sizes, the level, and that no parameter
+// is given that the level cannot honour. Level must already be resolved. A parameter that would be ignored is an
+// error, never silence.
+func (r *Request) Validate(l Limits) error {
+	if err := r.validateSizes(l); err != nil {
+		return err
+	}
+	if !r.Level.Valid() {
+		return Errorf(CodeUnknownConsistency, "unknown consistency level %d", r.Level)
+	}
+	if r.Condition.Kind != ConditionNone && !r.Op.IsWrite() {
+		return Errorf(CodeBadRequest, "a condition guards a write; it means nothing on a read")
+	}
+	if r.Level == LevelStrong {
+		return r.validateStrong()
+	}
+	if r.Condition.Kind != ConditionNone {
+		return Errorf(CodeConditionNeedsStrong, "a condition can only be honoured at level strong, not at %s", r.Level)
+	}
+	if r.Op.IsWrite() && r.Siblings != SiblingsDefault {
+		return Errorf(CodeBadRequest, "siblings= chooses how a read answers; it means nothing on a write")
+	}
+	if r.Op == OpGet && r.Quorum.W != 0 {
+		return Errorf(CodeBadRequest, "w= counts acknowledgements of a write; a read takes r=")
+	}
+	if r.Op.IsWrite() && r.Quorum.R != 0 {
+		return Errorf(CodeBadRequest, "r= counts answers to a read; a write takes w=")
+	}
+	if r.Op == OpGet && len(r.Context) > 0 {
+		return Errorf(CodeBadRequest, "a context goes with a write; it means nothing on a read")
+	}
+	if r.Level == LevelLocal && r.Quorum != (Quorum{}) {
+		return Errorf(CodeBadRequest, "level local always asks one replica; n, r and w go with level eventual")
+	}
+	return nil
+}
+
+func (r *Request) validateSizes(l Limits) error {
+	switch {
+	case r.Op < OpGet || r.Op > OpDelete:
+		return Errorf(CodeBadRequest, "unknown operation %d", r.Op)
+	case len(r.Key) == 0:
+		return Errorf(CodeBadRequest, "the key is empty; a key has 1 to %d bytes", l.KeyBytesMax)
+	case len(r.Key) > l.KeyBytesMax:
+		return Errorf(CodeKeyTooLarge, "the key has %d bytes; the limit is %d", len(r.Key), l.KeyBytesMax)
+	case len(r.Value) > l.ValueBytesMax:
+		return Errorf(CodeValueTooLarge, "the value has %d bytes; the limit is %d", len(r.Value), l.ValueBytesMax)
+	}
+	return nil
+}
+
+func (r *Request) validateStrong() error {
+	switch {
+	case r.Quorum != (Quorum{}):
+		return Errorf(CodeBadRequest, "level strong is always decided by a majority of the partition's replicas; n, r and w go with level eventual")
+	case len(r.Context) > 0:
+		return Errorf(CodeBadRequest, "a context orders eventual writes; at level strong use if-version")
+	}
+	return nil
+}
