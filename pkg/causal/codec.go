@@ -23,11 +23,10 @@ const (
 
 // Flags of an encoded sibling. A field equal to what it usually equals is left out.
 const (
-	flagDeleted    = 1 << iota
-	flagOwnID      // ID differs from Dot and follows
-	flagOwnStamp   // the stamp's time or node differs from Dot's and both follow
-	flagsAll       = 1<<iota - 1
-	maxUvarintSize = binary.MaxVarintLen64
+	flagDeleted  = 1 << iota
+	flagOwnID    // ID differs from Dot and follows
+	flagOwnStamp // the stamp's time or node differs from Dot's and both follow
+	flagsAll     = 1<<iota - 1
 )
 
 // AppendHLC appends the 8 bytes of a reading. Their order is the order of readings.
@@ -115,7 +114,7 @@ func DecodeVector(b []byte) (Vector, []byte, error) {
 
 // AppendSet appends the set. Equal sets have equal bytes.
 func AppendSet(dst []byte, s SiblingSet) []byte {
-	dst = slices.Grow(dst, s.encodedBytesMax())
+	dst = slices.Grow(dst, s.encodedBytesGuess())
 	dst = append(dst, setFormat)
 	dst = AppendVector(dst, s.Context)
 	dst = binary.AppendUvarint(dst, uint64(len(s.Siblings)))
@@ -159,10 +158,11 @@ func DecodeSet(b []byte) (SiblingSet, error) {
 	return s, nil
 }
 
-func (s SiblingSet) encodedBytesMax() int {
-	size := 1 + 2*maxUvarintSize + len(s.Context)*(maxUvarintSize+hlcBytes)
+// encodedBytesGuess is about what the set encodes to. Node ids and log positions are taken for small numbers; where they
+// are not, append grows once more.
+func (s SiblingSet) encodedBytesGuess() int {
+	size := 1 + 2*2 + len(s.Context)*(2+hlcBytes)
 	for i := range s.Siblings {
-		// Nodes and log positions are small numbers; an estimate that is too low only makes append grow once more.
 		size += 3*(2+hlcBytes) + 16 + len(s.Siblings[i].Value)
 	}
 	return size
