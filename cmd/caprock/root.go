@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// Exit codes: a script tells from them what happened without reading messages.
+const (
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitConflict    = 4 // a failed precondition, or a level that the key's policy refuses
+	exitUnavailable = 5 // nothing was written; trying again later may help
+	exitAuth        = 6
+	exitUnknown     = 7 // a write was sent and may or may not take effect
+)
+
+// app is what a command may touch of the process.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	environ        []string
+}
+
+// env returns a variable of the environment, "" when it is not set.
+func (a *app) env(name string) string {
+	for _, pair := range a.environ {
+		if value, ok := strings.CutPrefix(pair, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// usageError marks a mistake in the command line itself.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// usageArgs makes a failed check of the arguments a usage error.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%w; usage: %s", err, cmd.UseLine())}
+		}
+		return nil
+	}
+}
+
+// run executes one command line and returns the exit code.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer, environ []string) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, environ: environ}
+	root := newRootCommand(a)
+	root.SetArgs(args)
+	err := root.ExecuteContext(context.Background())
+	if err != nil {
+		fmt.Fprintln(stderr, "caprock:", strings.Join(strings.Fields(err.Error()), " "))
+	}
+	return exitCode(err)
+}
+
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "caprock",
+		Short: "A distributed key-value store in which each request chooses its consistency",
+		Long: `A distributed key-value store in which each request chooses its consistency.
+
+Try it: caprock demo
+
+Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict or failed precondition, 5 unavailable,
+6 not authorised, 7 outcome unknown.`,
+		Args:          usageArgs(cobra.NoArgs),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		// Without RunE cobra would not check the arguments, and an unknown command would be answered with help.
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; `%s --help` lists the flags", err, cmd.CommandPath())}
+	})
+	root.AddCommand(
+		newStartCommand(a), newDemoCommand(a), newGatewayCommand(a),
+		newGetCommand(a), newPutCommand(a), newDeleteCommand(a),
+		newStatusCommand(a), newHealthcheckCommand(a), newVersionCommand(a),
+	)
+	return root
+}
+
+// exitCode says how a command ended.
+func exitCode(err error) int {
+	if err == nil {
+		return exitOK
+	}
+	if _, ok := errors.AsType[usageError](err); ok {
+		return exitUsage
+	}
+	e, ok := errors.AsType[*kv.Error](err)
+	if !ok {
+		return exitError
+	}
+	if e.Outcome == kv.OutcomeUnknown {
+		return exitUnknown
+	}
+	switch e.Code {
+	case kv.CodeBadRequest, kv.CodeUnknownConsistency, kv.CodeBadQuorum, kv.CodeConditionNeedsStrong,
+		kv.CodeCrossPartition, kv.CodeKeyTooLarge, kv.CodeValueTooLarge:
+		return exitUsage
+	case kv.CodeKeyNotFound:
+		return exitNotFound
+	case kv.CodeLevelFenced, kv.CodeSiblings, kv.CodeVersionMismatch:
+		return exitConflict
+	case kv.CodeOverloaded, kv.CodeNoLeader, kv.CodeQuorumUnavailable, kv.CodeNotReady, kv.CodeDeadlineExceeded:
+		return exitUnavailable
+	default:
+		return exitError
+	}
+}
