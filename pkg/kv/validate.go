@@ -22,14 +22,14 @@ func (r *Request) Validate(l Limits) error {
 	if r.Condition.Kind != ConditionNone && !r.Op.IsWrite() {
 		return Errorf(CodeBadRequest, "a condition guards a write; it means nothing on a read")
 	}
+	if r.Op.IsWrite() && r.Siblings != SiblingsDefault {
+		return Errorf(CodeBadRequest, "siblings= chooses how a read answers; it means nothing on a write")
+	}
 	if r.Level == LevelStrong {
 		return r.validateStrong()
 	}
 	if r.Condition.Kind != ConditionNone {
 		return Errorf(CodeConditionNeedsStrong, "a condition can only be honoured at level strong, not at %s", r.Level)
-	}
-	if r.Op.IsWrite() && r.Siblings != SiblingsDefault {
-		return Errorf(CodeBadRequest, "siblings= chooses how a read answers; it means nothing on a write")
 	}
 	if r.Op == OpGet && r.Quorum.W != 0 {
 		return Errorf(CodeBadRequest, "w= counts acknowledgements of a write; a read takes r=")
