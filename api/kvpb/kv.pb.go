@@ -894,8 +894,11 @@ func (x *Result) GetError() *Error {
 
 // ResultBatch is what a server sends on a stream: whatever has finished.
 type ResultBatch struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Results       []*Result              `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Results []*Result              `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	// The node is shutting down: the client should close its sending side and send further operations elsewhere. What it
+	// sends here meanwhile is refused with NOT_READY; what was accepted before is still answered.
+	Draining      bool `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -935,6 +938,13 @@ func (x *ResultBatch) GetResults() []*Result {
 		return x.Results
 	}
 	return nil
+}
+
+func (x *ResultBatch) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
 }
 
 // StatusRequest asks for one of the node's documents.
@@ -1092,9 +1102,10 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"concurrent\x12\x1a\n" +
 	"\breplicas\x18\r \x03(\tR\breplicas\x12 \n" +
 	"\vcoordinator\x18\x0e \x01(\tR\vcoordinator\x12'\n" +
-	"\x05error\x18\x0f \x01(\v2\x11.caprock.v1.ErrorR\x05error\";\n" +
+	"\x05error\x18\x0f \x01(\v2\x11.caprock.v1.ErrorR\x05error\"W\n" +
 	"\vResultBatch\x12,\n" +
-	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\"#\n" +
+	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\x12\x1a\n" +
+	"\bdraining\x18\x02 \x01(\bR\bdraining\"#\n" +
 	"\rStatusRequest\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\"$\n" +
 	"\x0eStatusResponse\x12\x12\n" +

@@ -44,7 +44,8 @@ type KVClient interface {
 	// Delete removes a key. Deleting an absent key succeeds with found = false.
 	Delete(ctx context.Context, in *Operation, opts ...grpc.CallOption) (*Result, error)
 	// Stream carries batches of operations one way and batches of results the other. Results come in the order in which
-	// operations finish, matched by id. Closing the sending side lets the operations under way finish.
+	// operations finish, matched by id. Closing the sending side lets the operations under way finish. The server sends
+	// its header at once, so that a client can tell a node that serves from one that hangs before it sends anything.
 	Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[OperationBatch, ResultBatch], error)
 	// Status describes the cluster as the asked node sees it.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
@@ -127,7 +128,8 @@ type KVServer interface {
 	// Delete removes a key. Deleting an absent key succeeds with found = false.
 	Delete(context.Context, *Operation) (*Result, error)
 	// Stream carries batches of operations one way and batches of results the other. Results come in the order in which
-	// operations finish, matched by id. Closing the sending side lets the operations under way finish.
+	// operations finish, matched by id. Closing the sending side lets the operations under way finish. The server sends
+	// its header at once, so that a client can tell a node that serves from one that hangs before it sends anything.
 	Stream(grpc.BidiStreamingServer[OperationBatch, ResultBatch]) error
 	// Status describes the cluster as the asked node sees it.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
