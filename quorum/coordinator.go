@@ -1,0 +1,180 @@
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/invariant"
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// Deps is what a coordinator needs from its node.
+type Deps struct {
+	Self     kv.NodeID
+	Store    *Store
+	Replicas Replica
+	Clock    *causal.Clock
+	// Alive says what gossip believes of a node. It is cheap, and it is only a hint: a request that could still succeed
+	// is tried.
+	Alive      func(kv.NodeID) bool
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	// Rand spreads what would otherwise happen on all nodes at once. Only used under the coordinator's own lock.
+	Rand *rand.Rand
+}
+
+// Call is one request with what the router knows about it.
+type Call struct {
+	Request   *kv.Request
+	Partition kv.PartitionID
+	Epoch     kv.Epoch
+	// Owners are the partition's replicas in preference order, the coordinator among them.
+	Owners []kv.NodeID
+	// Quorum is resolved: 1 <= R, W <= N <= len(Owners). At level local it is not used.
+	Quorum   kv.Quorum
+	Resolver Resolver
+}
+
+// Coordinator serves requests of the levels eventual and local on behalf of a partition that this node replicates. It
+// starts no goroutine; what goes on after an answer are calls whose replies it counts.
+type Coordinator struct {
+	cfg     Config
+	deps    Deps
+	calls   *calls
+	metrics *coordinatorMetrics
+	// repairing counts the read repairs under way.
+	repairing atomic.Int64
+	// life is done once Run has been told to stop; it ends the calls that are still out.
+	life context.Context
+	end  context.CancelFunc
+}
+
+// NewCoordinator returns a coordinator. It serves at once; Run stops it.
+func NewCoordinator(cfg Config, deps Deps) (*Coordinator, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if deps.Self == kv.NoNode || deps.Store == nil || deps.Replicas == nil || deps.Clock == nil || deps.Alive == nil ||
+		deps.Logger == nil || deps.Registerer == nil {
+		return nil, errors.New("quorum: a coordinator needs Self, Store, Replicas, Clock, Alive, Logger and Registerer")
+	}
+	c := &Coordinator{cfg: cfg, deps: deps, calls: newCalls(cfg.CallsPerReplicaMax)}
+	c.life, c.end = context.WithCancel(context.Background())
+	c.metrics = newCoordinatorMetrics(deps.Registerer, func() float64 { return float64(c.calls.outstanding()) })
+	return c, nil
+}
+
+// Run waits until ctx is done, then refuses new requests, ends the calls that are still out and waits until all of them
+// have answered, at most for the stop timeout.
+func (c *Coordinator) Run(ctx context.Context) error {
+	<-ctx.Done()
+	idle := c.calls.stop()
+	c.end()
+	timer := time.NewTimer(c.cfg.StopTimeout)
+	defer timer.Stop()
+	select {
+	case <-idle:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("quorum: %d calls to replicas were not answered within %v of the stop",
+			c.calls.outstanding(), c.cfg.StopTimeout)
+	}
+}
+
+// Do serves the request. ctx carries its deadline. The error is a *kv.Error.
+func (c *Coordinator) Do(ctx context.Context, call Call) (kv.Response, error) {
+	res, err := c.do(ctx, &call)
+	if err == nil {
+		return res, nil
+	}
+	e := kv.AsError(err)
+	if e.Code == kv.CodeQuorumUnavailable || e.Code == kv.CodeDeadlineExceeded {
+		c.metrics.failures[call.Request.Op].Inc()
+	}
+	return kv.Response{}, e
+}
+
+func (c *Coordinator) do(ctx context.Context, call *Call) (kv.Response, error) {
+	r := call.Request
+	invariant.Check(slices.Contains(call.Owners, c.deps.Self), "node %d coordinates for partition %d, which it does not replicate",
+		c.deps.Self, call.Partition)
+	if r.Level == kv.LevelLocal {
+		call.Quorum = kv.Quorum{N: len(call.Owners), R: 1, W: 1}
+	}
+	if _, err := call.Quorum.Resolve(call.Quorum, len(call.Owners)); err != nil {
+		return kv.Response{}, err
+	}
+	if call.Resolver == nil {
+		return kv.Response{}, kv.Errorf(kv.CodeInternal, "the key's policy names a resolver that this node does not know")
+	}
+	if c.calls.isStopped() {
+		return kv.Response{}, kv.Errorf(kv.CodeNotReady, "the node is stopping")
+	}
+	if ctx.Err() != nil {
+		return kv.Response{}, kv.Errorf(kv.CodeDeadlineExceeded, "the deadline passed before anything was sent")
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.cfg.RequestTimeout)
+		defer cancel()
+	}
+	if r.Op.IsWrite() {
+		return c.write(ctx, call)
+	}
+	return c.read(ctx, call)
+}
+
+// participants returns the n replicas that take part in the call: this node, then the others, those believed alive
+// first, otherwise in the order of preference. Who takes part does not depend on who is alive.
+func (c *Coordinator) participants(call *Call) (nodes []kv.NodeID, alive int) {
+	nodes = make([]kv.NodeID, 1, call.Quorum.N)
+	nodes[0] = c.deps.Self
+	for _, o := range call.Owners {
+		if o != c.deps.Self && len(nodes) < call.Quorum.N {
+			nodes = append(nodes, o)
+		}
+	}
+	alive = 1
+	for i := 1; i < len(nodes); i++ {
+		if !c.deps.Alive(nodes[i]) {
+			continue
+		}
+		n := nodes[i]
+		copy(nodes[alive+1:i+1], nodes[alive:i])
+		nodes[alive] = n
+		alive++
+	}
+	return nodes, alive
+}
+
+// callContext returns the context of the calls made for a request: they have at least ReplicaTimeout, because a replica
+// that is late is brought up to date all the same.
+func (c *Coordinator) callContext(ctx context.Context) callContext {
+	until := time.Now().Add(c.cfg.ReplicaTimeout)
+	if d, ok := ctx.Deadline(); ok && d.After(until) {
+		until = d
+	}
+	return callContext{Context: c.life, deadline: until}
+}
+
+// errNotCalled is the failure of a call that was not made.
+func (c *Coordinator) errNotCalled(node kv.NodeID) error {
+	c.metrics.callsDropped.Inc()
+	return kv.Errorf(kv.CodeOverloaded, "too many calls to node %d are outstanding", node)
+}
+
+// tooFewAlive refuses a request that cannot succeed, before anything was sent.
+func tooFewAlive(required, alive, n int) error {
+	e := kv.Errorf(kv.CodeQuorumUnavailable, "%d of %d replicas are alive; %d are needed", alive, n, required)
+	e.Required, e.Alive = required, alive
+	return e
+}

@@ -1,0 +1,81 @@
+package quorum
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// storeMetrics are the local replica's.
+type storeMetrics struct {
+	verdicts     [verdictRefused + 1]prometheus.Counter
+	skewed       prometheus.Counter
+	stampRetries prometheus.Counter
+}
+
+func newStoreMetrics(reg prometheus.Registerer) *storeMetrics {
+	verdicts := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_eventual_replica_writes_total",
+		Help: "Eventual writes that arrived at this replica, by what it decided.",
+	}, []string{"verdict"})
+	m := &storeMetrics{
+		skewed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_eventual_skewed_total",
+			Help: "Eventual writes refused because a stamp was further in the future than clocks may differ.",
+		}),
+		stampRetries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_eventual_stamp_retries_total",
+			Help: "Times an attempt read the clock again because another write of the same key was stamped meanwhile.",
+		}),
+	}
+	for v, name := range map[verdict]string{
+		verdictMerge: "merged", verdictCovered: "covered", verdictHeld: "held", verdictRefused: "refused",
+	} {
+		m.verdicts[v] = verdicts.WithLabelValues(name)
+	}
+	reg.MustRegister(verdicts, m.skewed, m.stampRetries)
+	return m
+}
+
+// coordinatorMetrics are the coordinator's.
+type coordinatorMetrics struct {
+	failures       map[kv.Op]prometheus.Counter
+	repairs        prometheus.Counter
+	repairsDropped prometheus.Counter
+	restamps       prometheus.Counter
+	hedges         prometheus.Counter
+	lateAcks       prometheus.Counter
+	lateFailures   prometheus.Counter
+	callsDropped   prometheus.Counter
+	outstanding    prometheus.GaugeFunc
+}
+
+func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64) *coordinatorMetrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_quorum_failures_total",
+		Help: "Eventual and local requests that too few replicas answered, by operation.",
+	}, []string{"operation"})
+	m := &coordinatorMetrics{
+		failures:       make(map[kv.Op]prometheus.Counter),
+		repairs:        counter("kvstore_read_repair_total", "Replicas that a read found behind and sent what they lacked."),
+		repairsDropped: counter("kvstore_read_repair_dropped_total", "Read repairs not made because too many were under way."),
+		restamps:       counter("kvstore_quorum_restamps_total", "Times a write was stamped anew because replicas refused it."),
+		hedges:         counter("kvstore_quorum_hedged_reads_total", "Reads that asked further replicas because one was late or failed."),
+		lateAcks:       counter("kvstore_quorum_late_acks_total", "Acknowledgements that arrived after their request was answered."),
+		lateFailures:   counter("kvstore_quorum_late_failures_total", "Replicas that failed or refused a write after it was answered; anti-entropy repairs them."),
+		callsDropped:   counter("kvstore_quorum_calls_dropped_total", "Calls not sent because too many to the same replica were outstanding."),
+		outstanding: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "kvstore_quorum_calls_outstanding",
+			Help: "Calls to replicas that have not been answered.",
+		}, outstanding),
+	}
+	for _, op := range []kv.Op{kv.OpGet, kv.OpPut, kv.OpDelete} {
+		m.failures[op] = failures.WithLabelValues(op.String())
+	}
+	reg.MustRegister(failures, m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures,
+		m.callsDropped, m.outstanding)
+	return m
+}

@@ -1,0 +1,77 @@
+package quorum
+
+import (
+	"time"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// repair is what one replica was found to lack.
+type repair struct {
+	node kv.NodeID
+	set  causal.SiblingSet
+}
+
+// lacking returns the replicas whose answer lacks something of what all of them hold together. What the strong lane
+// has taken in is no part of it: the log brings that to every replica.
+func lacking(all []heard, merged *versions, keeps bool) []repair {
+	var out []repair
+	for i := range all {
+		if !merged.surviving(all[i].reply.Set, keeps).Equal(merged.set) {
+			out = append(out, repair{all[i].node, merged.set})
+		}
+	}
+	return out
+}
+
+// late takes an answer that came after the request's and returns who is behind now: the replica itself, or those that
+// answered before it. o.mu must be held.
+func (o *readOp) late(h heard) []repair {
+	keeps := o.call.Resolver.KeepsSiblings()
+	before := o.merged.set
+	o.merged.add(&h.reply)
+	o.merged.set = o.merged.surviving(o.merged.set, keeps)
+	behind := lacking([]heard{h}, &o.merged, keeps)
+	if !o.merged.surviving(before, keeps).Equal(o.merged.set) {
+		// Those that were behind before were sent the old merge; all of them lack what came now.
+		behind = append(behind, lacking(o.heard, &o.merged, keeps)...)
+	}
+	o.heard = append(o.heard, h)
+	return behind
+}
+
+// sendRepairs sends the replicas what they lack. Nobody waits for it and a failure changes no answer; when too many
+// repairs are under way, this one is left to a later read or to anti-entropy.
+func (c *Coordinator) sendRepairs(call *Call, behind []repair) {
+	for _, b := range behind {
+		if c.repairing.Add(1) > int64(c.cfg.RepairsMax) {
+			c.repairing.Add(-1)
+			c.metrics.repairsDropped.Inc()
+			continue
+		}
+		c.sendRepair(call, b)
+	}
+}
+
+func (c *Coordinator) sendRepair(call *Call, b repair) {
+	w := WriteRequest{Partition: call.Partition, Epoch: call.Epoch, Key: call.Request.Key, Set: b.set}
+	if !c.calls.begin(b.node) {
+		c.repairing.Add(-1)
+		c.metrics.callsDropped.Inc()
+		return
+	}
+	done := func(_ WriteReply, err error) {
+		c.calls.end(b.node)
+		c.repairing.Add(-1)
+		if err != nil {
+			c.deps.Logger.Debug("a read repair failed", "node", uint64(b.node), "partition", uint16(call.Partition), "error", err)
+		}
+	}
+	c.metrics.repairs.Inc()
+	if b.node == c.deps.Self {
+		c.deps.Store.Write(w, done)
+		return
+	}
+	c.deps.Replicas.Write(callContext{Context: c.life, deadline: time.Now().Add(c.cfg.ReplicaTimeout)}, b.node, w, done)
+}

@@ -1,0 +1,92 @@
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// Replica is how the coordinator reaches the replicas of a partition.
+//
+// A callback runs exactly once, on any goroutine, possibly before the call returned; it does not block. The time limit
+// is ctx.Deadline: an implementation must take it from there, because ctx outlives the request that the call belongs
+// to and its Done channel closes only when the coordinator shuts down. An error that proves that the replica did not
+// take the request, and never will, is a *kv.Error with OutcomeNotApplied or a StaleEpochError; anything else is taken
+// for "unknown".
+type Replica interface {
+	Write(ctx context.Context, to kv.NodeID, w WriteRequest, done func(WriteReply, error))
+	Read(ctx context.Context, to kv.NodeID, r ReadRequest, done func(ReadReply, error))
+}
+
+// WriteRequest hands a replica a key's sibling set. Its Key and Set are given up by the caller: the receiver keeps them
+// until they are durable, and nobody changes what they point to.
+type WriteRequest struct {
+	Partition kv.PartitionID
+	Epoch     kv.Epoch
+	Key       []byte
+	// Set is the whole sibling set of the key as the sender holds it, never one sibling with a vector over dots that the
+	// receiver has not seen.
+	Set causal.SiblingSet
+	// New is the dot of the attempt that needs the acknowledgement: one of Set's siblings. The zero dot marks a repair,
+	// which is merged as far as the drop rule lets it and never counts as an attempt.
+	New causal.Dot
+}
+
+// IsRepair reports whether the request carries no attempt of its own.
+func (w WriteRequest) IsRepair() bool { return w.New == causal.Dot{} }
+
+// WriteReply answers a WriteRequest.
+type WriteReply struct {
+	// Accepted means that the attempt is durable here, or that something durable here already covers it.
+	Accepted bool
+	// Highest says why a refused attempt was refused: a new attempt must be stamped above it.
+	Highest causal.Stamp
+	// Base is the last log position appended at the replica that refused. It was really appended there, so that a restamp
+	// may be based on it.
+	Base causal.Position
+}
+
+// ReadRequest asks a replica for all that it holds of a key.
+type ReadRequest struct {
+	Partition kv.PartitionID
+	Epoch     kv.Epoch
+	Key       []byte
+}
+
+// ReadReply is what one replica holds of a key, from one consistent view of its storage.
+type ReadReply struct {
+	HasStrong bool
+	Strong    storage.Strong
+	Set       causal.SiblingSet
+}
+
+// Committer makes writes durable: fill is called once, on the committer's own goroutine, to encode into its next batch,
+// and done once that batch is synced or has failed. When Commit itself returns an error neither is ever called. An
+// accepted commit may also fail without having been filled. done must not block.
+type Committer interface {
+	Commit(fill func(*storage.Batch), done func(error)) error
+}
+
+// StaleEpochError is returned by a replica that does not own the partition at the request's epoch, or that knows another
+// map than the one the request was routed by. Nothing was written there.
+type StaleEpochError struct {
+	// Epoch is the epoch of the replica's own map.
+	Epoch kv.Epoch
+}
+
+// Error says which epoch the replica has.
+func (e *StaleEpochError) Error() string {
+	return fmt.Sprintf("the request was routed by another partition map; the replica has epoch %d", e.Epoch)
+}
+
+// refused reports whether err proves that the replica did not take the request and never will.
+func refused(err error) bool {
+	if _, stale := errors.AsType[*StaleEpochError](err); stale {
+		return true
+	}
+	return kv.AsError(err).Outcome == kv.OutcomeNotApplied
+}

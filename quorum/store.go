@@ -1,0 +1,237 @@
+package quorum
+
+import (
+	"errors"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// stampTriesMax bounds how often one attempt reads the clock anew because others stamped the same key meanwhile. Each
+// round that fails is one in which another write of this key, on this node, got through.
+const stampTriesMax = 64
+
+// StoreDeps is what a replica needs from its node.
+type StoreDeps struct {
+	State     storage.State
+	Committer Committer
+	Clock     *causal.Clock
+	// Positions returns the last log position appended here, the zero position for a group that is not here. It is
+	// cheap.
+	Positions func(kv.GroupID) causal.Position
+	// KeepsSiblings reports whether the policy of the key's prefix keeps concurrent versions. Nil means that none does.
+	// It decides how a message of a peer is merged, so that it has to agree with the resolver of the coordinators.
+	KeepsSiblings func(key []byte) bool
+	Logger        *slog.Logger
+	Registerer    prometheus.Registerer
+}
+
+// Store is this node's replica of the eventual lane: it merges what arrives into what it holds and reads both lanes.
+// Its methods may be called from many goroutines. It holds no lock while storage works.
+type Store struct {
+	cfg     Config
+	deps    StoreDeps
+	pending *pendingKeys
+	metrics *storeMetrics
+}
+
+// NewStore returns the local replica.
+func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if deps.Committer == nil || deps.Clock == nil || deps.Positions == nil || deps.Logger == nil || deps.Registerer == nil {
+		return nil, errors.New("quorum: a store needs Committer, Clock, Positions, Logger and Registerer")
+	}
+	if deps.KeepsSiblings == nil {
+		deps.KeepsSiblings = func([]byte) bool { return false }
+	}
+	return &Store{
+		cfg: cfg, deps: deps,
+		pending: newPendingKeys(deps.Committer),
+		metrics: newStoreMetrics(deps.Registerer),
+	}, nil
+}
+
+// Read returns what this replica holds of the key.
+func (s *Store) Read(r ReadRequest) (ReadReply, error) {
+	set, _, err := s.deps.State.Siblings(r.Partition, r.Key)
+	if err != nil {
+		return ReadReply{}, unread(err)
+	}
+	// Versions move from the eventual lane's rows to the strong lane's, never back, so that reading in this order
+	// misses none; one iterator over both would cost several times as much.
+	strong, found, err := s.deps.State.Strong(r.Partition.Group(), r.Key)
+	if err != nil {
+		return ReadReply{}, unread(err)
+	}
+	return ReadReply{HasStrong: found, Strong: strong, Set: set}, nil
+}
+
+// Write merges the request's set into this replica's and calls done once: with Accepted after the result is durable,
+// with a refusal at once. It blocks while it reads storage, not while it writes. done may run before Write returns.
+func (s *Store) Write(w WriteRequest, done func(WriteReply, error)) {
+	if err := s.check(&w); err != nil {
+		done(WriteReply{}, err)
+		return
+	}
+	keeps := s.deps.KeepsSiblings(w.Key)
+	e, v, err := s.open(w.Partition, w.Key)
+	if err != nil {
+		s.close(e)
+		done(WriteReply{}, err)
+		return
+	}
+	durable := func(err error) { done(WriteReply{Accepted: err == nil}, err) }
+	e.stripe.mu.Lock()
+	v.set = e.load(v.set)
+	var c *commit
+	waiting := true
+	verdict := v.decide(&w, keeps)
+	switch verdict {
+	case verdictRefused, verdictCovered:
+		waiting = false
+	case verdictHeld:
+		if e.suspect {
+			c = e.put(v.set, durable)
+		} else {
+			waiting = e.awaitDot(w.New, durable)
+		}
+	case verdictMerge:
+		if merged := v.merged(w.Set, keeps); e.suspect || !merged.Equal(v.set) {
+			c = e.put(merged, durable)
+		} else {
+			waiting = e.await(durable)
+		}
+	}
+	e.leave()
+	e.stripe.mu.Unlock()
+	s.metrics.verdicts[verdict].Inc()
+	switch {
+	case c != nil:
+		// A commit that is refused reports to everyone who waits for it, which includes done.
+		_ = s.pending.offer(c)
+	case verdict == verdictRefused:
+		done(WriteReply{Highest: v.highest(), Base: s.deps.Positions(w.Partition.Group())}, nil)
+	case !waiting:
+		done(WriteReply{Accepted: true}, nil)
+	}
+}
+
+// check refuses what no coordinator sends and what a clock that is wrong has stamped.
+func (s *Store) check(w *WriteRequest) error {
+	if _, ok := w.Set.Holds(w.New); !ok && !w.IsRepair() {
+		return kv.Errorf(kv.CodeBadRequest, "the set does not hold the attempt that it was sent for")
+	}
+	latest := w.Set.Context.Latest()
+	for i := range w.Set.Siblings {
+		latest = max(latest, w.Set.Siblings[i].Stamp.Time)
+	}
+	if err := s.deps.Clock.Observe(latest); err != nil {
+		s.metrics.skewed.Inc()
+		return kv.Errorf(kv.CodeNotReady, "a version is stamped in the future: %w", err)
+	}
+	return nil
+}
+
+// open enters the key and reads what this replica holds of it. The set is current only once the entry, locked again,
+// has had its say (entry.load). The entry has to be left in any case.
+func (s *Store) open(p kv.PartitionID, key []byte) (*entry, *versions, error) {
+	e, known := s.pending.enter(p, key)
+	v := &versions{}
+	var err error
+	if !known {
+		if v.set, _, err = s.deps.State.Siblings(p, key); err != nil {
+			return e, v, unread(err)
+		}
+	}
+	if v.strong, v.hasStrong, err = s.deps.State.Strong(p.Group(), key); err != nil {
+		return e, v, unread(err)
+	}
+	return e, v, nil
+}
+
+// unread is the error of a replica that could not read its own storage. Nothing was written.
+func unread(err error) error {
+	return kv.Errorf(kv.CodeInternal, "the replica could not read what it holds: %w", err)
+}
+
+func (s *Store) close(e *entry) {
+	e.stripe.mu.Lock()
+	e.leave()
+	e.stripe.mu.Unlock()
+}
+
+// placed is an attempt that the local replica has taken: what the others are sent.
+type placed struct {
+	set causal.SiblingSet
+	dot causal.Dot
+	// found says that a reader would have found a value here before.
+	found bool
+	// covered says that no attempt was needed: the strong lane has taken in an earlier one of the same write.
+	covered bool
+}
+
+// place stamps the draft above everything held or seen, puts it on top of what this replica holds and hands it to the
+// committer. done is called once that is durable or has failed, unless place itself returns an error or covered: then
+// nothing of this attempt is held here, and done is never called or has been called with the same error.
+func (s *Store) place(self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(error)) (placed, error) {
+	e, v, err := s.open(p, key)
+	defer s.close(e)
+	if err != nil {
+		return placed{}, err
+	}
+	if err := s.observe(d.above.Time); err != nil {
+		return placed{}, err
+	}
+	for range stampTriesMax {
+		now, err := s.deps.Clock.Now()
+		if err != nil {
+			return placed{}, kv.Errorf(kv.CodeInternal, "the write could not be stamped: %w", err)
+		}
+		out, c, how := s.tryPlace(e, v, d, causal.Dot{Node: self, Time: now}, p, r, done)
+		switch how {
+		case placementMade:
+			return out, s.pending.offer(c)
+		case placementCovered:
+			return placed{covered: true}, nil
+		case placementFull:
+			return placed{}, kv.Errorf(kv.CodeSiblings,
+				"the key has %d concurrent versions, the most that are kept; read it and write with the context of that answer", len(v.set.Siblings))
+		case placementEarly:
+			s.metrics.stampRetries.Inc()
+			if err := s.observe(v.highest().Time); err != nil {
+				return placed{}, err
+			}
+		}
+	}
+	return placed{}, kv.Errorf(kv.CodeOverloaded, "the key is written too often at once")
+}
+
+// tryPlace makes one try with one reading of the clock.
+func (s *Store) tryPlace(
+	e *entry, v *versions, d *draft, dot causal.Dot, p kv.PartitionID, r Resolver, done func(error),
+) (placed, *commit, placement) {
+	base := s.deps.Positions(p.Group())
+	e.stripe.mu.Lock()
+	defer e.stripe.mu.Unlock()
+	v.set = e.load(v.set)
+	set, how := v.place(d, dot, base, r.KeepsSiblings(), s.cfg.SiblingsMax)
+	if how != placementMade {
+		return placed{}, nil, how
+	}
+	return placed{set: set, dot: dot, found: v.live(r)}, e.put(set, done), how
+}
+
+// observe makes the clock's next readings higher than t, which was seen in a version.
+func (s *Store) observe(t causal.HLC) error {
+	if err := s.deps.Clock.Observe(t); err != nil {
+		s.metrics.skewed.Inc()
+		return kv.Errorf(kv.CodeNotReady, "this write would follow one that is stamped in the future: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package quorum
+
+import (
+	"slices"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// versions is what is known of a key: its state in the strong lane and its sibling set in the eventual one, as one
+// replica holds them or as several were merged.
+type versions struct {
+	hasStrong bool
+	strong    storage.Strong
+	set       causal.SiblingSet
+}
+
+// add merges what another replica holds.
+func (v *versions) add(r *ReadReply) {
+	if r.HasStrong && (!v.hasStrong || r.Strong.Revision > v.strong.Revision) {
+		// The log orders the states of the strong lane; the newest one says what the others did not know yet.
+		v.hasStrong, v.strong = true, r.Strong
+	}
+	v.set = causal.Merge(v.set, r.Set)
+}
+
+// covers is the drop rule (design.md §8): whether the strong lane's state has taken in or replaced the sibling. Under a
+// resolver that keeps siblings it goes by write id alone, else siblings vanish that no strong write ever saw.
+func (v *versions) covers(s *causal.Sibling, keeps bool) bool {
+	if !v.hasStrong {
+		return false
+	}
+	if !keeps && !s.Stamp.After(v.strong.Stamp) {
+		return true
+	}
+	return v.coversID(s.ID)
+}
+
+// coversID reports whether the strong lane's state has taken in the write with the id.
+func (v *versions) coversID(id causal.Dot) bool { return slices.Contains(v.strong.Covered, id) }
+
+// surviving returns the set without the siblings that the drop rule discards. The context stays, so that what was
+// dropped does not come back.
+func (v *versions) surviving(set causal.SiblingSet, keeps bool) causal.SiblingSet {
+	if !v.hasStrong {
+		return set
+	}
+	return set.Drop(func(s causal.Sibling) bool { return !v.covers(&s, keeps) })
+}
+
+// highest returns the highest stamp of all that is known of the key, the zero stamp when nothing is.
+func (v *versions) highest() causal.Stamp {
+	var top causal.Stamp
+	if v.hasStrong {
+		top = v.strong.Stamp
+	}
+	if s, ok := v.set.Latest(); ok && s.Stamp.After(top) {
+		top = s.Stamp
+	}
+	return top
+}
+
+// visible returns the siblings that a reader sees: those stamped above the strong lane's state. When there are none
+// that state is the answer. A sibling below it was replaced by a strong write, even where a resolver that keeps siblings
+// still holds on to it until the strong lane has taken it in.
+func (v *versions) visible(keeps bool) []causal.Sibling {
+	set := v.surviving(v.set, keeps)
+	if v.hasStrong {
+		set = set.Drop(func(s causal.Sibling) bool { return s.Stamp.After(v.strong.Stamp) })
+	}
+	return set.Siblings
+}
+
+// live reports whether a reader would find a value.
+func (v *versions) live(r Resolver) bool {
+	visible := v.visible(r.KeepsSiblings())
+	switch {
+	case len(visible) == 0:
+		return v.hasStrong && !v.strong.Deleted
+	case r.KeepsSiblings():
+		return slices.ContainsFunc(visible, func(s causal.Sibling) bool { return !s.Deleted })
+	default:
+		return !r.Resolve(visible).Deleted
+	}
+}
+
+// resolve fills in what a reader is answered: the strong lane's state if nothing is stamped above it, else what the
+// resolver makes of the versions that are.
+func (v *versions) resolve(res *kv.Response, r Resolver, mode kv.SiblingMode) error {
+	visible := v.visible(r.KeepsSiblings())
+	if len(visible) == 0 {
+		res.Settled = true
+		if v.hasStrong && !v.strong.Deleted {
+			res.Found, res.Value, res.Version = true, v.strong.Value, v.strong.Revision
+			res.Timestamp = v.strong.Stamp.Time.Time()
+		}
+		return nil
+	}
+	concurrent := r.KeepsSiblings() && len(visible) > 1 &&
+		slices.ContainsFunc(visible, func(s causal.Sibling) bool { return !s.Deleted })
+	if concurrent {
+		switch mode {
+		case kv.SiblingsError:
+			return kv.Errorf(kv.CodeSiblings, "the key has %d concurrent versions", len(visible))
+		case kv.SiblingsResolve:
+			res.Concurrent = len(visible)
+		case kv.SiblingsDefault, kv.SiblingsAll:
+			res.Siblings = siblings(visible)
+			res.Found = true
+		}
+	}
+	winner := r.Resolve(visible)
+	if res.Siblings == nil && !winner.Deleted {
+		res.Found, res.Value = true, winner.Value
+	}
+	if res.Found {
+		res.Timestamp = winner.Stamp.Time.Time()
+	}
+	return nil
+}
+
+// siblings returns the versions as answers carry them.
+func siblings(versions []causal.Sibling) []kv.Sibling {
+	out := make([]kv.Sibling, len(versions))
+	for i := range versions {
+		s := &versions[i]
+		out[i] = kv.Sibling{Value: s.Value, Deleted: s.Deleted, Timestamp: s.Stamp.Time.Time(), Node: s.Dot.Node}
+	}
+	return out
+}

@@ -1,0 +1,244 @@
+package quorum
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// writeOp is one PUT or DELETE under way. The goroutine that asked for it waits in await; replicas report from
+// wherever they are.
+type writeOp struct {
+	c     *Coordinator
+	call  *Call
+	nodes []kv.NodeID // who takes part, this node first
+	alive int
+	// wake has room for one signal: there is something new in vote.
+	wake chan struct{}
+
+	// mu guards the fields below.
+	mu       sync.Mutex
+	vote     writeVote
+	answered bool
+}
+
+// write coordinates a PUT or DELETE.
+func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error) {
+	r := call.Request
+	read, err := c.writerRead(r)
+	if err != nil {
+		return kv.Response{}, err
+	}
+	nodes, alive := c.participants(call)
+	if alive < call.Quorum.W {
+		return kv.Response{}, tooFewAlive(call.Quorum.W, alive, len(nodes))
+	}
+	o := &writeOp{
+		c: c, call: call, nodes: nodes, alive: alive,
+		wake: make(chan struct{}, 1),
+		vote: newWriteVote(c.deps.Self, call.Quorum.W, len(nodes)),
+	}
+	d := &draft{context: read, deleted: r.Op == kv.OpDelete, value: r.Value}
+	return o.run(ctx, d)
+}
+
+// writerRead returns what the writer had read. An entry ahead of every clock would silently cover writes yet to be made,
+// so that the clock has to see it first.
+func (c *Coordinator) writerRead(r *kv.Request) (causal.Vector, error) {
+	if len(r.Context) == 0 {
+		return nil, nil
+	}
+	read, err := causal.DecodeContext(r.Key, r.Context)
+	if err == nil {
+		err = c.deps.Clock.Observe(read.Latest())
+	}
+	if err != nil {
+		return nil, kv.Errorf(kv.CodeBadRequest, "the context cannot be used: %w", err)
+	}
+	return read, nil
+}
+
+// run makes attempts until one is decided.
+func (o *writeOp) run(ctx context.Context, d *draft) (kv.Response, error) {
+	found := false
+	for {
+		attempt := o.begin(d)
+		p, err := o.c.deps.Store.place(o.c.deps.Self, o.call.Partition, o.call.Request.Key, d, o.call.Resolver,
+			func(err error) { o.report(attempt, o.c.deps.Self, WriteReply{Accepted: err == nil}, err) })
+		if err != nil {
+			return kv.Response{}, o.notPlaced(err)
+		}
+		if p.covered {
+			return o.settled(d, found), nil
+		}
+		if attempt == 1 {
+			// What a reader would have found is what lay there before the write's first attempt.
+			d.id, found = p.dot, p.found
+		}
+		o.send(ctx, attempt, p)
+		what, err := o.await(ctx)
+		switch {
+		case what == stepApplied:
+			return o.applied(d, p, found), nil
+		case what == stepRestamp && attempt < o.c.cfg.AttemptsMax:
+			o.c.metrics.restamps.Inc()
+		default:
+			return kv.Response{}, o.failed(what, err)
+		}
+	}
+}
+
+// begin opens the next attempt's vote and tells the draft what the last one was refused with.
+func (o *writeOp) begin(d *draft) (attempt int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.vote.begin()
+	d.above, d.base = o.vote.above, o.vote.base
+	return o.vote.attempt
+}
+
+// send hands the attempt to all other replicas at once.
+func (o *writeOp) send(ctx context.Context, attempt int, p placed) {
+	if len(o.nodes) == 1 {
+		return
+	}
+	w := WriteRequest{
+		Partition: o.call.Partition, Epoch: o.call.Epoch, Key: o.call.Request.Key, Set: p.set, New: p.dot,
+	}
+	until := o.c.callContext(ctx)
+	for _, node := range o.nodes[1:] {
+		if !o.c.calls.begin(node) {
+			o.report(attempt, node, WriteReply{}, o.c.errNotCalled(node))
+			continue
+		}
+		o.c.deps.Replicas.Write(until, node, w, func(r WriteReply, err error) {
+			o.c.calls.end(node)
+			o.report(attempt, node, r, err)
+		})
+	}
+}
+
+// report takes what became of the attempt at one replica.
+func (o *writeOp) report(attempt int, node kv.NodeID, r WriteReply, err error) {
+	o.mu.Lock()
+	late := o.answered
+	switch {
+	case err != nil:
+		o.vote.failure(attempt, node, err)
+	case r.Accepted:
+		o.vote.acked(attempt, node)
+	default:
+		o.vote.refused(attempt, node, r)
+	}
+	o.mu.Unlock()
+	switch {
+	case !late:
+		select {
+		case o.wake <- struct{}{}:
+		default: // it has not looked since the last signal
+		}
+	case err == nil && r.Accepted:
+		o.c.metrics.lateAcks.Inc()
+	default:
+		o.c.metrics.lateFailures.Inc()
+	}
+}
+
+// await waits until the attempt is decided or the deadline passes; then it returns stepWait and the context's error.
+func (o *writeOp) await(ctx context.Context) (step, error) {
+	var timer *time.Timer
+	var hedge <-chan time.Time
+	late := false
+	for {
+		what, refused := o.look(late)
+		if what != stepWait {
+			return what, nil
+		}
+		if refused && timer == nil {
+			timer = time.NewTimer(o.c.cfg.HedgeDelay)
+			defer timer.Stop()
+			hedge = timer.C
+		}
+		select {
+		case <-o.wake:
+		case <-hedge:
+			late = true
+		case <-ctx.Done():
+			what, _ = o.look(late)
+			return what, ctx.Err()
+		}
+	}
+}
+
+func (o *writeOp) look(late bool) (what step, refused bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.vote.next(late), o.vote.refusals > 0
+}
+
+// applied answers a write that W replicas hold.
+func (o *writeOp) applied(d *draft, p placed, found bool) kv.Response {
+	o.mu.Lock()
+	o.answered = true
+	acked := o.vote.votes.AckedNodes(make([]kv.NodeID, 0, len(o.nodes)))
+	o.mu.Unlock()
+	return kv.Response{
+		Found: found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: len(acked),
+		Context:   causal.EncodeContext(o.call.Request.Key, d.writerContext(p.set, p.dot, o.call.Resolver.KeepsSiblings())),
+		Timestamp: p.dot.Time.Time(), Coordinator: o.c.deps.Self, Replicas: acked,
+	}
+}
+
+// settled answers a write that the strong lane took in while it was refused: its log holds the write, so that a majority
+// of all replicas does.
+func (o *writeOp) settled(d *draft, found bool) kv.Response {
+	o.mu.Lock()
+	o.answered = true
+	o.mu.Unlock()
+	return kv.Response{
+		Found: found, Settled: true, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied,
+		Acks: kv.Majority(len(o.call.Owners)), Context: causal.EncodeContext(o.call.Request.Key, d.context),
+		Timestamp: d.id.Time.Time(), Coordinator: o.c.deps.Self, Replicas: []kv.NodeID{o.c.deps.Self},
+	}
+}
+
+// notPlaced is the failure of a write whose attempt this node itself did not take. Nothing of this attempt was sent.
+func (o *writeOp) notPlaced(err error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.answered = true
+	e := kv.AsError(err)
+	if o.vote.heldBefore {
+		return e.WithOutcome(kv.OutcomeUnknown)
+	}
+	return e.WithOutcome(kv.OutcomeNotApplied)
+}
+
+// failed is the failure of a write that was sent.
+func (o *writeOp) failed(what step, deadline error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.answered = true
+	v := &o.vote
+	acked := v.votes.Acked()
+	var e *kv.Error
+	switch {
+	case deadline != nil && what == stepWait:
+		e = kv.Errorf(kv.CodeDeadlineExceeded, "%d of the %d replicas needed acknowledged before the deadline: %w", acked, v.required, deadline)
+	case what == stepRestamp:
+		e = kv.Errorf(kv.CodeQuorumUnavailable, "the write was overtaken by others on each of %d attempts", v.attempt)
+	case v.stale != nil:
+		e = kv.Errorf(kv.CodeQuorumUnavailable, "%d of the %d replicas needed acknowledged: %w", acked, v.required, v.stale)
+	case v.failed:
+		// This node's own storage: say what it said.
+		e = kv.Errorf(kv.AsError(v.cause).Code, "the coordinator could not keep the write: %w", v.cause)
+	default:
+		e = kv.Errorf(kv.CodeQuorumUnavailable, "%d of the %d replicas needed acknowledged: %w", acked, v.required, v.cause)
+	}
+	e.Outcome = v.outcome()
+	e.Required, e.Alive, e.Acked = v.required, o.alive, acked
+	return e
+}
