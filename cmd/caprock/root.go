@@ -9,19 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/caprockdb/caprock/pkg/kv"
-)
-
-// Exit codes: a script tells from them what happened without reading messages.
-const (
-	exitOK          = 0
-	exitError       = 1
-	exitUsage       = 2
-	exitNotFound    = 3
-	exitConflict    = 4 // a failed precondition, or a level that the key's policy refuses
-	exitUnavailable = 5 // nothing was written; trying again later may help
-	exitAuth        = 6
-	exitUnknown     = 7 // a write was sent and may or may not take effect
+	"github.com/caprockdb/caprock/pkg/client"
 )
 
 // app is what a command may touch of the process.
@@ -98,32 +86,10 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict or failed preconditi
 	return root
 }
 
-// exitCode says how a command ended.
+// exitCode says how a command ended. A script tells from it what happened without reading messages.
 func exitCode(err error) int {
-	if err == nil {
-		return exitOK
-	}
 	if _, ok := errors.AsType[usageError](err); ok {
-		return exitUsage
+		return client.ExitUsage
 	}
-	e, ok := errors.AsType[*kv.Error](err)
-	if !ok {
-		return exitError
-	}
-	if e.Outcome == kv.OutcomeUnknown {
-		return exitUnknown
-	}
-	switch e.Code {
-	case kv.CodeBadRequest, kv.CodeUnknownConsistency, kv.CodeBadQuorum, kv.CodeConditionNeedsStrong,
-		kv.CodeCrossPartition, kv.CodeKeyTooLarge, kv.CodeValueTooLarge:
-		return exitUsage
-	case kv.CodeKeyNotFound:
-		return exitNotFound
-	case kv.CodeLevelFenced, kv.CodeSiblings, kv.CodeVersionMismatch:
-		return exitConflict
-	case kv.CodeOverloaded, kv.CodeNoLeader, kv.CodeQuorumUnavailable, kv.CodeNotReady, kv.CodeDeadlineExceeded:
-		return exitUnavailable
-	default:
-		return exitError
-	}
+	return client.ExitCode(err)
 }

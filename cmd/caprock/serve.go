@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/caprockdb/caprock/pkg/client"
 )
 
 // Bounds of every HTTP server of this binary.
@@ -33,7 +35,7 @@ func untilSignal(parent context.Context) (ctx context.Context, stop func()) {
 			select {
 			case <-signals:
 				if ctx.Err() != nil {
-					os.Exit(exitError)
+					os.Exit(client.ExitError)
 				}
 				cancel()
 			case <-done:

@@ -1,0 +1,92 @@
+# Caprock. `make help` lists what can be made.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN      := bin/caprock
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+GO_FILES := $(shell find . -name '*.go' -not -name '*.pb.go' -not -path './.caprock/*')
+# Tools are pinned in a module of their own, so that their dependencies never touch those of the binary. The first use
+# of each compiles it, minutes on two cores; later ones take seconds.
+TOOL     := go tool -modfile=tools/go.mod
+DEMO     := .caprock/demo
+
+# Packages whose whole point is concurrency or protocol: what the race detector is worth its price for on every commit.
+RACE_PACKAGES := ./pkg/causal/... ./ring/... ./quorum/... ./consensus/... ./antientropy/... ./pkg/meta/... \
+	./pkg/membership/... ./pkg/transport/... ./pkg/client/... ./pkg/node/... ./api/...
+
+# More seeds for the simulated cluster: make test-sim SIM_SEEDS=1000
+SIM_SEEDS ?= 20
+
+##@ Building
+
+.PHONY: build
+build: ## Build bin/caprock, a static binary
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/caprock
+
+.PHONY: generate
+generate: ## Generate code from the protos again
+	$(TOOL) buf lint
+	$(TOOL) buf generate
+
+.PHONY: check-generate
+check-generate: generate ## Fail if generating again changes what is committed
+	git diff --exit-code -- api/kvpb api/peerpb
+
+.PHONY: clean
+clean: ## Remove what was built, and the demo cluster's data
+	@if [ -x $(BIN) ]; then $(BIN) demo --data-dir $(DEMO) --stop; fi
+	rm -rf bin .caprock
+
+##@ Running
+
+.PHONY: start-cluster
+start-cluster: build ## Start three nodes and the gateway in the background, and wait until they are ready
+	@$(BIN) demo --data-dir $(DEMO) --detach
+
+.PHONY: stop-cluster
+stop-cluster: ## Stop that cluster; its data stays in .caprock/demo (make clean removes it)
+	@if [ -x $(BIN) ]; then $(BIN) demo --data-dir $(DEMO) --stop; else echo 'No cluster runs: nothing has been built.'; fi
+
+##@ Testing
+
+.PHONY: test
+test: ## Run all tests, real processes on loopback included (minutes)
+	go test -timeout 10m ./...
+
+.PHONY: test-race
+test-race: ## Run the tests of the concurrent packages under the race detector
+	CGO_ENABLED=1 go test -race -short -timeout 20m $(RACE_PACKAGES)
+
+.PHONY: test-sim
+test-sim: ## Run the simulated cluster on SIM_SEEDS seeds
+	CAPROCK_SIM_SEEDS=$(SIM_SEEDS) go test -count=1 -timeout 30m ./pkg/sim/...
+
+.PHONY: test-comprehensive
+test-comprehensive: ## Everything: race detector everywhere, many simulation seeds, real processes (long)
+	CGO_ENABLED=1 go test -race -timeout 40m ./...
+	$(MAKE) test-sim SIM_SEEDS=200
+	go test -count=1 -timeout 10m ./cmd/...
+
+.PHONY: bench
+bench: build ## Measure puts and gets at each level, over HTTP and over the Go client's stream
+	go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./pkg/workload/...
+
+##@ Habits
+
+.PHONY: lint
+lint: ## Check format, layers and common mistakes
+	$(TOOL) golangci-lint run
+	@unformatted=$$($(TOOL) gofumpt -l $(GO_FILES)); \
+	if [ -n "$$unformatted" ]; then echo "make fmt would change:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(TOOL) gofumpt -w $(GO_FILES)
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-zA-Z_-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
