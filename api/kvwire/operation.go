@@ -1,0 +1,182 @@
+package kvwire
+
+import (
+	"math"
+	"time"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// The fields of OperationBatch, Operation and Condition.
+const (
+	batchOperation = 1
+
+	operationID        = 1
+	operationOp        = 2
+	operationKey       = 3
+	operationValue     = 4
+	operationLevel     = 5
+	operationN         = 6
+	operationR         = 7
+	operationW         = 8
+	operationCondition = 9
+	operationContext   = 10
+	operationSiblings  = 11
+	operationTimeout   = 12
+
+	conditionKind    = 1
+	conditionVersion = 2
+)
+
+// operationOverhead is a generous guess of what an operation takes beside key, value and context.
+const operationOverhead = 24
+
+// Operation is one request as it travels on a stream.
+type Operation struct {
+	ID      uint64
+	Request kv.Request
+	// Timeout has a resolution of milliseconds; 0 leaves it to the server.
+	Timeout time.Duration
+	// Strange says which part of a received operation this version does not understand, as the number of an unknown field
+	// or the number of the field with an unknown value; 0 when all is understood. Such an operation must be refused.
+	Strange int32
+}
+
+// Size is about what the operation takes in a batch, never less.
+func (o *Operation) Size() int {
+	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + 2*operationOverhead + 40
+}
+
+// AppendOperation appends the operation to an encoded OperationBatch.
+func AppendOperation(dst []byte, o *Operation) []byte {
+	r := &o.Request
+	guess := len(r.Key) + len(r.Value) + len(r.Context) + operationOverhead
+	dst, body := beginMessage(dst, bytesTag(batchOperation), guess)
+	dst = appendOperationBody(dst, o)
+	return endMessage(dst, body, guess)
+}
+
+// AppendBareOperation appends the operation as a message of its own.
+func AppendBareOperation(dst []byte, o *Operation) []byte { return appendOperationBody(dst, o) }
+
+func appendOperationBody(dst []byte, o *Operation) []byte {
+	r := &o.Request
+	dst = appendUint(dst, varintTag(operationID), o.ID)
+	dst = appendUint(dst, varintTag(operationOp), uint64(r.Op))
+	dst = appendBytes(dst, bytesTag(operationKey), r.Key)
+	dst = appendBytes(dst, bytesTag(operationValue), r.Value)
+	dst = appendUint(dst, varintTag(operationLevel), uint64(r.Level))
+	if r.Quorum != (kv.Quorum{}) {
+		dst = appendUint(dst, varintTag(operationN), clamp32(r.Quorum.N))
+		dst = appendUint(dst, varintTag(operationR), clamp32(r.Quorum.R))
+		dst = appendUint(dst, varintTag(operationW), clamp32(r.Quorum.W))
+	}
+	if r.Condition != (kv.Condition{}) {
+		const guess = 4
+		var body int
+		dst, body = beginMessage(dst, bytesTag(operationCondition), guess)
+		dst = appendUint(dst, varintTag(conditionKind), uint64(r.Condition.Kind))
+		dst = appendUint(dst, varintTag(conditionVersion), r.Condition.Version)
+		dst = endMessage(dst, body, guess)
+	}
+	dst = appendBytes(dst, bytesTag(operationContext), r.Context)
+	dst = appendUint(dst, varintTag(operationSiblings), uint64(r.Siblings))
+	return appendUint(dst, varintTag(operationTimeout), clamp32(int(o.Timeout.Milliseconds())))
+}
+
+// clamp32 keeps a number in the range of a uint32 field. A negative one becomes the largest, which every check of a range refuses
+// like the negative one; as 0 it would mean "not given".
+func clamp32(n int) uint64 {
+	if n < 0 || n > math.MaxUint32 {
+		return math.MaxUint32
+	}
+	return uint64(n)
+}
+
+// DecodeOperations calls fn for each operation of an encoded OperationBatch. Keys, values and contexts alias b. The Operation is
+// reused for the next call, its slices are not.
+func DecodeOperations(b []byte, fn func(*Operation)) error {
+	r := reader{rest: b}
+	var o Operation
+	for r.next() {
+		if r.number != batchOperation {
+			// A field of the batch as a whole would change the meaning of every operation in it.
+			return ErrMalformed
+		}
+		if err := DecodeOperation(r.bytes(), &o); err != nil {
+			return err
+		}
+		if r.malformed {
+			break
+		}
+		fn(&o)
+	}
+	return r.err()
+}
+
+// DecodeOperation decodes one Operation message into o, whose slices then alias b.
+func DecodeOperation(b []byte, o *Operation) error {
+	*o = Operation{}
+	req := &o.Request
+	r := reader{rest: b}
+	for r.next() {
+		switch r.number {
+		case operationID:
+			o.ID = r.uint()
+		case operationOp:
+			req.Op = kv.Op(o.small(&r, uint64(kv.OpDelete)))
+		case operationKey:
+			req.Key = r.bytes()
+		case operationValue:
+			req.Value = r.bytes()
+		case operationLevel:
+			req.Level = kv.Level(o.small(&r, uint64(kv.LevelLocal)))
+		case operationN:
+			req.Quorum.N = int(r.uint32())
+		case operationR:
+			req.Quorum.R = int(r.uint32())
+		case operationW:
+			req.Quorum.W = int(r.uint32())
+		case operationCondition:
+			o.decodeCondition(&r)
+		case operationContext:
+			req.Context = r.bytes()
+		case operationSiblings:
+			req.Siblings = kv.SiblingMode(o.small(&r, uint64(kv.SiblingsError)))
+		case operationTimeout:
+			o.Timeout = time.Duration(r.uint32()) * time.Millisecond
+		default:
+			o.Strange = int32(r.number)
+			r.skip()
+		}
+	}
+	return r.err()
+}
+
+// small reads the value of an enum field whose largest known value is last; a larger one is strange and reads as 0.
+func (o *Operation) small(r *reader, last uint64) uint8 {
+	v := r.uint()
+	if v > last {
+		o.Strange = int32(r.number)
+		return 0
+	}
+	return uint8(v)
+}
+
+func (o *Operation) decodeCondition(r *reader) {
+	inner := reader{rest: r.bytes()}
+	for inner.next() {
+		switch inner.number {
+		case conditionKind:
+			o.Request.Condition.Kind = kv.ConditionKind(o.small(&inner, uint64(kv.ConditionExists)))
+		case conditionVersion:
+			o.Request.Condition.Version = inner.uint()
+		default:
+			o.Strange = operationCondition
+			inner.skip()
+		}
+	}
+	if inner.malformed {
+		r.fail()
+	}
+}
