@@ -55,7 +55,7 @@ func (x *executor) execute(ctx context.Context, r *kv.Request) (kv.Response, *kv
 
 // refuse counts an operation that never reached the backend because its request was malformed.
 func (x *executor) refuse(level kv.Level, op kv.Op) {
-	x.metrics.observe(level, op, resultRefused, 0)
+	x.metrics.count(level, op, resultRefused)
 }
 
 // classify turns any error into a kv.Error that is honest about its outcome: a read applies nothing whatever happens,

@@ -92,14 +92,21 @@ func levelLabel(l kv.Level) string {
 	return l.String()
 }
 
-// observe counts one operation. Values out of range cannot come from a parsed request; they are counted nowhere rather
-// than under a label that the dashboards do not know.
+// observe counts and times one operation that was attempted.
 func (m *operationMetrics) observe(level kv.Level, op kv.Op, result opResult, took time.Duration) {
+	if m.count(level, op, result) {
+		m.duration[level][op].Observe(took.Seconds())
+	}
+}
+
+// count counts one operation, and reports whether its labels are known. Values out of range cannot come from a parsed
+// request; they are counted nowhere rather than under a label that no dashboard knows.
+func (m *operationMetrics) count(level kv.Level, op kv.Op, result opResult) bool {
 	if int(level) >= levelCount || op < kv.OpGet || int(op) >= opCount {
-		return
+		return false
 	}
 	m.total[level][op][result].Inc()
-	m.duration[level][op].Observe(took.Seconds())
+	return true
 }
 
 // resultOf classifies a failure. A nil error is resultOK.
