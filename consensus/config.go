@@ -1,0 +1,159 @@
+package consensus
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config bounds a Store. The defaults are those of the design; the Raft part has been measured together.
+type Config struct {
+	// TickInterval is the unit of Raft's logical time. Default 100 ms. Shorter ticks detect a dead leader sooner and
+	// call a loaded one dead sooner.
+	TickInterval time.Duration
+	// HeartbeatTicks is how many ticks lie between a leader's heartbeats. Default 2.
+	HeartbeatTicks int
+	// ElectionTicks is after how many silent ticks, at the least, a follower suspects its leader. Default 10; the
+	// actual number is drawn from [ElectionTicks, 2*ElectionTicks).
+	ElectionTicks int
+
+	// AppendBytesMax bounds the entries of one append message. Default 1 MiB.
+	AppendBytesMax uint64
+	// InflightMessagesMax and InflightBytesMax bound the append messages on their way to one follower. Defaults 256
+	// and 8 MiB.
+	InflightMessagesMax int
+	InflightBytesMax    uint64
+	// CommittedBytesMax bounds the committed entries taken from one group in one iteration. Default 4 MiB.
+	CommittedBytesMax uint64
+	// UncommittedBytesMax bounds a leader's uncommitted tail. Default 16 MiB. It is a second fence behind
+	// GroupPendingBytesMax and refuses proposals the same way.
+	UncommittedBytesMax uint64
+
+	// EntryCommandsMax and EntryBytesMax bound one packed entry. Defaults 512 commands and 256 KiB; a single larger
+	// command makes an entry of its own.
+	EntryCommandsMax int
+	EntryBytesMax    int
+	// EntriesPerIterationMax bounds the packed entries that one group proposes in one iteration. Default 8. One is
+	// enough unless the same key is written repeatedly: two writes of a key never share an entry.
+	EntriesPerIterationMax int
+	// CommandBytesMax bounds one command. Default 4 MiB. A larger one is refused before anything is proposed.
+	CommandBytesMax int
+
+	// GroupPendingBytesMax and NodePendingBytesMax bound the proposals that have not been answered yet. Defaults
+	// 4 MiB and 64 MiB. Beyond them proposals are refused with OVERLOADED.
+	GroupPendingBytesMax int64
+	NodePendingBytesMax  int64
+	// PressureMax is the share of storage's nearest stall threshold from which on writes are refused. Default 0.7.
+	PressureMax float64
+	// BarriersMax bounds the read barriers of one group that have not been answered yet. Default 16384.
+	BarriersMax int
+	// BarrierRoundsMax bounds the confirmation rounds that one group has in flight. Default 4. Barriers that arrive
+	// meanwhile share the next round.
+	BarrierRoundsMax int
+
+	// InboxBytesMax bounds the peer messages that wait for the loop. Default 64 MiB. Beyond it they are dropped, which
+	// Raft takes for a lossy network.
+	InboxBytesMax int
+	// FrameBytesMax is the size at which a frame to a peer is closed and another one begun. Default 1 MiB.
+	FrameBytesMax int
+	// WindowBytes is how much of each group's log tail is kept in memory. Default 2 MiB. A follower that lags further
+	// behind is served from storage.
+	WindowBytes int
+
+	// FillsMax and FillBytesMax bound the eventual lane's writes that wait for the loop, in number, and that are being
+	// synced, in bytes. Defaults 16384 and 64 MiB. Beyond them Commit refuses.
+	FillsMax     int
+	FillBytesMax int64
+	// BatchBytesMax is the size at which an iteration's batch takes no more eventual writes. Default 4 MiB.
+	BatchBytesMax int
+	// SyncsMax bounds the batches that are being synced. Default 256. Beyond it the loop waits for the disk; a leader
+	// whose disk hangs for that long loses its groups to nodes whose disks do not.
+	SyncsMax int
+
+	// CampaignTicks is how often the preferred voter of a group campaigns until the group has a leader, and
+	// CampaignTicksMax for how long it does so before it leaves the matter to ordinary election timeouts. Defaults
+	// 3 and 300.
+	CampaignTicks    int
+	CampaignTicksMax int
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		TickInterval:           100 * time.Millisecond,
+		HeartbeatTicks:         2,
+		ElectionTicks:          10,
+		AppendBytesMax:         1 << 20,
+		InflightMessagesMax:    256,
+		InflightBytesMax:       8 << 20,
+		CommittedBytesMax:      4 << 20,
+		UncommittedBytesMax:    16 << 20,
+		EntryCommandsMax:       512,
+		EntryBytesMax:          256 << 10,
+		EntriesPerIterationMax: 8,
+		CommandBytesMax:        4 << 20,
+		GroupPendingBytesMax:   4 << 20,
+		NodePendingBytesMax:    64 << 20,
+		PressureMax:            0.7,
+		BarriersMax:            16384,
+		BarrierRoundsMax:       4,
+		InboxBytesMax:          64 << 20,
+		FrameBytesMax:          1 << 20,
+		WindowBytes:            2 << 20,
+		FillsMax:               16384,
+		FillBytesMax:           64 << 20,
+		BatchBytesMax:          4 << 20,
+		SyncsMax:               256,
+		CampaignTicks:          3,
+		CampaignTicksMax:       300,
+	}
+}
+
+// Validate reports the values that make no sense.
+func (c Config) Validate() error {
+	var errs []error
+	positive := func(name string, v float64) {
+		if v <= 0 {
+			errs = append(errs, fmt.Errorf("consensus: %s must be positive, is %v", name, v))
+		}
+	}
+	positive("tick interval", float64(c.TickInterval))
+	positive("heartbeat ticks", float64(c.HeartbeatTicks))
+	positive("append bytes", float64(c.AppendBytesMax))
+	positive("inflight messages", float64(c.InflightMessagesMax))
+	positive("committed bytes", float64(c.CommittedBytesMax))
+	positive("uncommitted bytes", float64(c.UncommittedBytesMax))
+	positive("entry commands", float64(c.EntryCommandsMax))
+	positive("entry bytes", float64(c.EntryBytesMax))
+	positive("entries per iteration", float64(c.EntriesPerIterationMax))
+	positive("command bytes", float64(c.CommandBytesMax))
+	positive("pending bytes of a group", float64(c.GroupPendingBytesMax))
+	positive("pressure", c.PressureMax)
+	positive("barriers", float64(c.BarriersMax))
+	positive("barrier rounds", float64(c.BarrierRoundsMax))
+	positive("inbox bytes", float64(c.InboxBytesMax))
+	positive("frame bytes", float64(c.FrameBytesMax))
+	positive("window bytes", float64(c.WindowBytes))
+	positive("fills", float64(c.FillsMax))
+	positive("fill bytes", float64(c.FillBytesMax))
+	positive("batch bytes", float64(c.BatchBytesMax))
+	positive("syncs", float64(c.SyncsMax))
+	positive("campaign ticks", float64(c.CampaignTicks))
+	if c.ElectionTicks <= c.HeartbeatTicks {
+		errs = append(errs, fmt.Errorf("consensus: election ticks (%d) must exceed heartbeat ticks (%d)",
+			c.ElectionTicks, c.HeartbeatTicks))
+	}
+	if c.InflightBytesMax < c.AppendBytesMax {
+		errs = append(errs, fmt.Errorf("consensus: inflight bytes (%d) must hold an append message (%d)",
+			c.InflightBytesMax, c.AppendBytesMax))
+	}
+	if c.NodePendingBytesMax < c.GroupPendingBytesMax {
+		errs = append(errs, fmt.Errorf("consensus: pending bytes of the node (%d) must not be below those of a group (%d)",
+			c.NodePendingBytesMax, c.GroupPendingBytesMax))
+	}
+	if c.GroupPendingBytesMax < int64(c.CommandBytesMax) {
+		errs = append(errs, fmt.Errorf("consensus: pending bytes of a group (%d) must hold a command (%d)",
+			c.GroupPendingBytesMax, c.CommandBytesMax))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,108 @@
+package consensus
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// The data of a normal entry is a header and the commands that were packed into it. The header says who proposed the
+// entry and under which of its sequence numbers, which is how the proposer recognizes its own entry when Raft hands it
+// out with the index and term that it got.
+const entryFormat byte = 1
+
+// commandOverhead is the most that a command's length takes in an entry.
+const commandOverhead = 5
+
+// entryHeader is what precedes the commands.
+type entryHeader struct {
+	proposer kv.NodeID
+	// sequence numbers the proposer's entries since its process started. A restart begins again: nothing is matched
+	// across it.
+	sequence uint64
+	time     causal.HLC
+	commands int
+}
+
+func appendEntryHeader(dst []byte, h entryHeader) []byte {
+	dst = append(dst, entryFormat)
+	dst = binary.AppendUvarint(dst, uint64(h.proposer))
+	dst = binary.AppendUvarint(dst, h.sequence)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.time))
+	return binary.AppendUvarint(dst, uint64(h.commands))
+}
+
+func readEntryHeader(r *reader) (entryHeader, error) {
+	if f := r.byte("entry format"); r.err == nil && f != entryFormat {
+		return entryHeader{}, fmt.Errorf("%w: unknown entry format %d", ErrUnreadable, f)
+	}
+	h := entryHeader{
+		proposer: kv.NodeID(r.uvarint("proposer")),
+		sequence: r.uvarint("sequence"),
+		time:     causal.HLC(r.uint64("time")),
+		commands: r.count("commands"),
+	}
+	if r.err != nil {
+		return entryHeader{}, fmt.Errorf("%w: %w", ErrUnreadable, r.err)
+	}
+	return h, nil
+}
+
+// decodeEntryData splits an entry's data. The commands alias it.
+func decodeEntryData(data []byte) (entryHeader, [][]byte, error) {
+	r := reader{b: data}
+	h, err := readEntryHeader(&r)
+	if err != nil {
+		return entryHeader{}, nil, err
+	}
+	commands := make([][]byte, h.commands)
+	for i := range commands {
+		commands[i] = r.bytes("command")
+	}
+	if r.err == nil && len(r.b) > 0 {
+		r.fail("trailing bytes after the commands:")
+	}
+	if r.err != nil {
+		return entryHeader{}, nil, fmt.Errorf("%w: %w", ErrUnreadable, r.err)
+	}
+	return h, commands, nil
+}
+
+// committed turns a normal entry of a group into what a machine applies. An empty entry, which a new leader appends,
+// has no commands and no proposer.
+func committed(g kv.GroupID, e *pb.Entry) (Committed, error) {
+	c := Committed{Group: g, Pos: causal.Position{Term: e.GetTerm(), Index: e.GetIndex()}}
+	if len(e.GetData()) == 0 {
+		return c, nil
+	}
+	h, commands, err := decodeEntryData(e.GetData())
+	if err != nil {
+		return Committed{}, fmt.Errorf("group %d, entry %d: %w", g, e.GetIndex(), err)
+	}
+	c.Time, c.Proposer, c.Commands = h.time, h.proposer, commands
+	return c, nil
+}
+
+// confFormat precedes a configuration in the applied row.
+const confFormat byte = 1
+
+func encodeConf(cs *pb.ConfState) []byte { return appendConf([]byte{confFormat}, cs) }
+
+func decodeConfRow(b []byte) (*pb.ConfState, error) {
+	r := reader{b: b}
+	if f := r.byte("configuration format"); r.err == nil && f != confFormat {
+		return nil, fmt.Errorf("%w: unknown configuration format %d", ErrUnreadable, f)
+	}
+	cs := decodeConf(&r)
+	if r.err == nil && len(r.b) > 0 {
+		r.fail("trailing bytes after the configuration:")
+	}
+	if r.err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreadable, r.err)
+	}
+	return cs, nil
+}

@@ -1,0 +1,187 @@
+package consensus
+
+import (
+	"fmt"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// logStore is the durable log of one group as Raft reads it, and the loop writes it. The newest entries and everything
+// Raft asks for often is in memory; nothing ever loads the whole log.
+//
+// It shows entries from the moment the loop has put them into a batch. That is sound because Raft, which knows what is
+// still being synced, never asks for those.
+type logStore struct {
+	group kv.GroupID
+	log   storage.Log
+	win   window
+
+	// hard is what was last put into a batch.
+	hard storage.HardState
+	conf *pb.ConfState
+	// applied is the position that the group's machine had reached when the log was opened.
+	applied causal.Position
+	// truncated is the position before the first entry; last is the newest entry, or truncated when there is none.
+	truncated, last causal.Position
+
+	// err is the first failure to read. Raft answers one by panicking; the loop finds the cause here.
+	err error
+}
+
+var _ raft.Storage = (*logStore)(nil)
+
+// openLog reads a group's state and checks that its rows fit together, because Raft would panic where they do not.
+func openLog(g kv.GroupID, log storage.Log, windowBytes int) (*logStore, error) {
+	s := &logStore{group: g, log: log, win: window{bytesMax: windowBytes}}
+	hard, hasHard, err := log.HardState(g)
+	if err != nil {
+		return nil, err
+	}
+	truncated, hasTruncated, err := log.Truncated(g)
+	if err != nil {
+		return nil, err
+	}
+	applied, hasApplied, err := log.Applied(g)
+	if err != nil {
+		return nil, err
+	}
+	if !hasHard || !hasTruncated || !hasApplied {
+		return nil, s.corrupt("its rows are incomplete (hard state %t, truncated %t, applied %t)",
+			hasHard, hasTruncated, hasApplied)
+	}
+	last, hasLast, err := log.LastEntry(g)
+	if err != nil {
+		return nil, err
+	}
+	if !hasLast || last.Index < truncated.Index {
+		last = truncated
+	}
+	if s.conf, err = decodeConfRow(applied.ConfState); err != nil {
+		return nil, s.corrupt("its configuration: %v", err)
+	}
+	s.hard, s.truncated, s.last = hard, truncated, last
+	s.applied = causal.Position{Term: applied.Term, Index: applied.Index}
+	if hard.Commit < applied.Index || hard.Commit > last.Index || applied.Index < truncated.Index {
+		return nil, s.corrupt("truncated %d <= applied %d <= commit %d <= last %d does not hold",
+			truncated.Index, applied.Index, hard.Commit, last.Index)
+	}
+	return s, nil
+}
+
+func (s *logStore) corrupt(format string, args ...any) error {
+	return fmt.Errorf("group %d: %w: %s", s.group, storage.ErrCorruption, fmt.Sprintf(format, args...))
+}
+
+// InitialState implements raft.Storage.
+func (s *logStore) InitialState() (*pb.HardState, *pb.ConfState, error) {
+	return &pb.HardState{Term: new(s.hard.Term), Vote: new(s.hard.Vote), Commit: new(s.hard.Commit)}, s.conf, nil
+}
+
+// FirstIndex implements raft.Storage.
+func (s *logStore) FirstIndex() (uint64, error) { return s.truncated.Index + 1, nil }
+
+// LastIndex implements raft.Storage.
+func (s *logStore) LastIndex() (uint64, error) { return s.last.Index, nil }
+
+// Term implements raft.Storage.
+func (s *logStore) Term(i uint64) (uint64, error) {
+	switch {
+	case i == s.last.Index:
+		return s.last.Term, nil
+	case s.win.has(i):
+		return s.win.term(i), nil
+	case i == s.truncated.Index:
+		return s.truncated.Term, nil
+	case i < s.truncated.Index:
+		return 0, raft.ErrCompacted
+	case i > s.last.Index:
+		return 0, raft.ErrUnavailable
+	}
+	term, found, err := s.log.Term(s.group, i)
+	if err == nil && !found {
+		err = s.corrupt("entry %d is missing between %d and %d", i, s.truncated.Index, s.last.Index)
+	}
+	if err != nil {
+		return 0, s.failed(err)
+	}
+	return term, nil
+}
+
+// Entries implements raft.Storage. What straddles the window is cut there: Raft takes a short answer for one that
+// reached its size limit, and asks again.
+func (s *logStore) Entries(lo, hi, maxBytes uint64) ([]*pb.Entry, error) {
+	switch {
+	case lo <= s.truncated.Index:
+		return nil, raft.ErrCompacted
+	case hi > s.last.Index+1:
+		return nil, raft.ErrUnavailable
+	case lo == hi:
+		return nil, nil
+	case s.win.has(lo):
+		return s.win.slice(lo, hi, maxBytes), nil
+	case len(s.win.entries) > 0 && hi > s.win.first:
+		hi = s.win.first
+	}
+	rows, err := s.log.Entries(s.group, lo, hi, maxBytes)
+	if err == nil && len(rows) == 0 {
+		err = s.corrupt("entry %d is missing between %d and %d", lo, s.truncated.Index, s.last.Index)
+	}
+	if err != nil {
+		return nil, s.failed(err)
+	}
+	return entriesFromRows(rows), nil
+}
+
+// Snapshot implements raft.Storage. Logs are not truncated, so no follower needs a snapshot except a replica that
+// joined after the group was created.
+func (s *logStore) Snapshot() (*pb.Snapshot, error) {
+	return nil, raft.ErrSnapshotTemporarilyUnavailable
+}
+
+func (s *logStore) failed(err error) error {
+	if s.err == nil {
+		s.err = err
+	}
+	return err
+}
+
+// persist puts what one append message asks for into the batch: entries, which replace whatever is there from the
+// first of them on, and the hard state where it changed.
+func (s *logStore) persist(b *storage.Batch, hard *pb.HardState, entries []*pb.Entry) {
+	if !raft.IsEmptyHardState(hard) {
+		s.hard = storage.HardState{Term: hard.GetTerm(), Vote: hard.GetVote(), Commit: hard.GetCommit()}
+		b.SetHardState(s.group, s.hard)
+	}
+	if len(entries) == 0 {
+		return
+	}
+	for _, e := range entries {
+		b.AppendEntry(s.group, storage.LogEntry{
+			Index: e.GetIndex(), Term: e.GetTerm(), Type: uint8(e.GetType()), Data: e.GetData(),
+		})
+	}
+	end := entries[len(entries)-1]
+	if end.GetIndex() < s.last.Index {
+		b.DeleteEntriesFrom(s.group, end.GetIndex()+1)
+	}
+	s.last = causal.Position{Term: end.GetTerm(), Index: end.GetIndex()}
+	s.win.append(entries)
+}
+
+func entriesFromRows(rows []storage.LogEntry) []*pb.Entry {
+	mem := make([]entryMemory, len(rows))
+	out := make([]*pb.Entry, len(rows))
+	for i, row := range rows {
+		m := &mem[i]
+		m.term, m.index, m.typ = row.Term, row.Index, pb.EntryType(row.Type)
+		m.entry.Term, m.entry.Index, m.entry.Type = &m.term, &m.index, &m.typ
+		m.entry.Data = row.Data
+		out[i] = &m.entry
+	}
+	return out
+}

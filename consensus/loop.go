@@ -1,0 +1,344 @@
+package consensus
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/raft/v3"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// loop is the store loop: it owns every group of the node. DESIGN.md describes an iteration.
+type loop struct {
+	*Store
+	groups map[kv.GroupID]*group
+	order  []*group // all of them, in the order in which they came
+	mail   mail
+
+	// dirty groups were stepped since their last Ready; busy ones have proposals or barriers that wait. The spares are
+	// memory for the lists of the next iteration.
+	dirty, spareDirty, busy, spareBusy []*group
+	// readied groups have something to persist or apply in this iteration.
+	readied []*group
+
+	outbox outbox
+	frame  []byte
+	inside []kv.GroupID // groups with messages in frame
+	local  []localStep
+
+	packer   packer
+	entry    []byte // scratch for the data of an entry
+	sequence uint64 // of the last entry proposed
+	rounds   uint64 // of the last read round, over all groups
+
+	// fills are eventual writes that no batch has taken yet.
+	fills []fill
+	// syncing are the batches on their way to the disk, oldest first. Their numbers rise by one.
+	syncing []syncing
+	// batches is the number of the newest batch, durable that of the newest durable one.
+	batches, durable uint64
+	jobs             chan<- syncJob
+
+	ticks uint64
+	drain *drain
+	// again asks for another iteration without waiting for mail.
+	again bool
+	// failure ends the loop: storage cannot be trusted with another write.
+	failure error
+}
+
+// Run runs the store until ctx is done or storage fails. It may be called once. Before it returns, every operation has
+// been answered with what is known of it: what was never handed to Raft was not applied, the rest is unknown.
+func (s *Store) Run(ctx context.Context) error {
+	if s.started.Swap(true) {
+		return errors.New("consensus: Run was called before")
+	}
+	jobs := make(chan syncJob, s.cfg.SyncsMax)
+	l := &loop{
+		Store: s, groups: make(map[kv.GroupID]*group), outbox: newOutbox(), packer: newPacker(s.cfg), jobs: jobs,
+	}
+	var waiter sync.WaitGroup
+	waiter.Go(func() { s.awaitSyncs(jobs) })
+	for _, g := range s.opened {
+		l.adopt(g)
+	}
+	s.opened = nil
+	l.run(ctx)
+	left := s.inbox.close()
+	close(jobs)
+	waiter.Wait()
+	l.end(left)
+	close(s.ended)
+	return l.failure
+}
+
+func (l *loop) run(ctx context.Context) {
+	// A ticker drops ticks that nobody takes. After a pause of the process or a hung disk there is one tick to catch
+	// up with, not as many as would make every follower suspect its leader.
+	ticker := time.NewTicker(l.cfg.TickInterval)
+	defer ticker.Stop()
+	for l.failure == nil {
+		tick := false
+		if l.again {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				tick = true
+			default:
+			}
+		} else {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				tick = true
+			case <-l.inbox.wake:
+			}
+		}
+		l.iterate(tick)
+	}
+}
+
+// iterate does everything once. Its order is the heart of the design.
+func (l *loop) iterate(tick bool) {
+	l.again = false
+	l.inbox.take(&l.mail)
+	l.completeSyncs(l.mail.synced, l.mail.syncErr)
+	for _, control := range l.mail.controls {
+		control(l)
+	}
+	l.stepMessages()
+	if tick {
+		l.tick()
+	}
+	l.enqueue()
+	l.proposeBusy()
+	l.takeReadies()
+	l.stepLocal()
+	l.flush()
+	carried := l.persist()
+	l.apply(carried)
+	l.settleDirty()
+}
+
+// adopt takes over a group that was just opened.
+func (l *loop) adopt(g *group) {
+	l.groups[g.id] = g
+	l.order = append(l.order, g)
+	g.eagerSince = l.ticks
+	l.touch(g)
+	if g.eager {
+		l.check(g, g.campaign())
+	}
+}
+
+// touch notes that the group was stepped.
+func (l *loop) touch(g *group) {
+	if !g.dirty {
+		g.dirty = true
+		l.dirty = append(l.dirty, g)
+	}
+}
+
+// work notes that proposals or barriers of the group wait.
+func (l *loop) work(g *group) {
+	if !g.busy {
+		g.busy = true
+		l.busy = append(l.busy, g)
+	}
+}
+
+// check handles an error of one group. It reports whether there was none.
+func (l *loop) check(g *group, err error) bool {
+	if err == nil {
+		return true
+	}
+	if g.id == kv.MetaGroup || !stopsGroup(err) {
+		l.fail(fmt.Errorf("consensus: group %d: %w", g.id, err))
+		return false
+	}
+	l.stopGroup(g, err)
+	return false
+}
+
+// fail ends the loop after this iteration. The first failure is the one that is told.
+func (l *loop) fail(err error) {
+	if l.failure == nil {
+		l.failure = err
+		l.log.Error("the store stops", "error", err)
+	}
+}
+
+// stopGroup takes one replica out: it met something it cannot read, and must neither guess nor skip. Its peers go on.
+func (l *loop) stopGroup(g *group, err error) {
+	if g.stopped != nil {
+		return
+	}
+	g.stopped = err
+	l.log.Error("a replica stopped; its group goes on without it, and it must be rebuilt from its peers",
+		"group", g.id, "applied", g.applied.Index, "error", err)
+	l.metrics.stopped.Inc()
+	g.state = raft.StateFollower
+	l.setLeader(g, kv.NoNode, false)
+	l.failAll(g, stopped)
+	g.ready = groupReady{}
+	g.publish()
+}
+
+// failAll answers everything that waits in a group with an error of the outcome it can be sure of.
+func (l *loop) failAll(g *group, failure func(kv.Outcome) *kv.Error) {
+	l.finishAll(g.queue, failure(kv.OutcomeNotApplied))
+	g.queue = nil
+	for _, e := range g.pending.drain() {
+		l.finishAll(e.ops, failure(kv.OutcomeUnknown))
+	}
+	l.refuseBarriers(g.barriers.drain(), failure(kv.OutcomeNotApplied))
+}
+
+// end answers what is left once the loop and the waiter have ended.
+func (l *loop) end(left mail) {
+	l.finishAll(left.ops, stopped(kv.OutcomeNotApplied))
+	l.refuseBarriers(left.barriers, stopped(kv.OutcomeNotApplied))
+	for _, f := range append(l.fills, left.fills...) {
+		f.done(stopped(kv.OutcomeNotApplied))
+	}
+	for _, g := range l.order {
+		l.failAll(g, stopped)
+		g.state = raft.StateFollower
+		l.setLeader(g, kv.NoNode, false)
+		g.publish()
+	}
+}
+
+// stepMessages hands what peers sent to their groups.
+func (l *loop) stepMessages() {
+	for _, in := range l.mail.messages {
+		g := l.groups[in.group]
+		switch {
+		case g == nil:
+			l.metrics.dropped.WithLabelValues(dropUnknownGroup).Inc()
+		case g.stopped != nil:
+			l.metrics.dropped.WithLabelValues(dropStopped).Inc()
+		default:
+			l.touch(g)
+			l.check(g, g.step(in.msg))
+		}
+	}
+}
+
+// tick advances every group's logical clock by one.
+func (l *loop) tick() {
+	l.ticks++
+	for _, g := range l.order {
+		if g.stopped != nil {
+			continue
+		}
+		l.touch(g)
+		if !l.check(g, g.tick()) {
+			continue
+		}
+		if g.eager {
+			l.campaignEagerly(g)
+		}
+		if g.transferring && g.rn.BasicStatus().LeadTransferee == 0 {
+			g.transferring = false // Raft gave up on it
+		}
+		if timeout := uint64(l.cfg.ElectionTicks); l.ticks > timeout {
+			g.barriers.expire(l.ticks - timeout)
+		}
+		if len(g.queue) > 0 || len(g.barriers.waiting) > 0 {
+			l.work(g)
+		}
+	}
+}
+
+// campaignEagerly lets the preferred voter of a group that has no leader yet campaign again and again: after a
+// bootstrap the other voters may not have created their replicas when it asks first.
+func (l *loop) campaignEagerly(g *group) {
+	age := int(l.ticks - g.eagerSince)
+	if g.leader != kv.NoNode || age > l.cfg.CampaignTicksMax {
+		g.eager = false
+		return
+	}
+	if age > 0 && age%l.cfg.CampaignTicks == 0 {
+		l.check(g, g.campaign())
+	}
+}
+
+// enqueue hands proposals and barriers to their groups, and eventual writes to the next batches.
+func (l *loop) enqueue() {
+	for _, o := range l.mail.ops {
+		g := l.groups[o.view.id]
+		if g.stopped != nil {
+			l.finishAll([]*op{o}, stopped(kv.OutcomeNotApplied))
+			continue
+		}
+		g.queue = append(g.queue, o)
+		l.work(g)
+	}
+	for _, b := range l.mail.barriers {
+		g := l.groups[b.view.id]
+		if g.stopped != nil {
+			l.refuseBarriers([]*barrier{b}, stopped(kv.OutcomeNotApplied))
+			continue
+		}
+		g.barriers.add(b)
+		l.work(g)
+	}
+	l.fills = append(l.fills, l.mail.fills...)
+}
+
+// proposeBusy turns what waits in busy groups into entries and read rounds.
+func (l *loop) proposeBusy() {
+	busy := l.busy
+	l.busy = l.spareBusy[:0]
+	defer func() { l.spareBusy = busy }()
+	for _, g := range busy {
+		g.busy = false
+		if g.stopped != nil {
+			continue
+		}
+		if !g.leads() {
+			l.refuse(g)
+			continue
+		}
+		if !g.transferring && len(g.queue) > 0 {
+			l.proposeQueue(g)
+		}
+		if g.stopped == nil && g.mayRead() && g.barriers.issue(l.rounds+1, l.ticks, l.cfg.BarrierRoundsMax) {
+			l.rounds++
+			l.touch(g)
+			l.check(g, g.readIndex(l.readContext(l.rounds)))
+		}
+	}
+}
+
+// refuse answers what waits in a group that this node does not lead any more. Entries that Raft has taken are not among
+// it: their fate is decided by what is committed in their place.
+func (l *loop) refuse(g *group) {
+	err := notLeader(g.id, g.leader)
+	l.finishAll(g.queue, err)
+	g.queue = nil
+	if !g.barriers.empty() {
+		l.refuseBarriers(g.barriers.drain(), err)
+	}
+}
+
+// readContext spells a read round's number so that no other process, and no earlier life of this one, ever uses it.
+func (l *loop) readContext(round uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(make([]byte, 0, 16), l.contextPrefix[:]...), round)
+}
+
+// roundOf is the inverse of readContext; false for a context of another process.
+func (l *loop) roundOf(ctx []byte) (uint64, bool) {
+	if len(ctx) != 16 || [8]byte(ctx[:8]) != l.contextPrefix {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(ctx[8:]), true
+}

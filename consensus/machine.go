@@ -1,0 +1,70 @@
+package consensus
+
+import (
+	"fmt"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// kvMachine is the state machine of the partitions' groups: S, the strong lane's state. It keeps nothing in memory.
+//
+// A put's stamp is its entry's own position, so that it replaces everything stamped before it without looking. A delete
+// leaves a tombstone with such a stamp, also when there was nothing to delete: an older eventual write that arrives late
+// must still find out that it is older.
+type kvMachine struct{ state storage.State }
+
+var _ Machine = kvMachine{}
+
+// Apply implements Machine. The replies are *WriteReply. Everything is read and decided before anything is written, so
+// that an entry which cannot be applied leaves the batch alone.
+func (m kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
+	ops := make([]WriteOp, len(e.Commands))
+	replies := make([]WriteReply, len(e.Commands))
+	for i, raw := range e.Commands {
+		op, err := decodeCommand(raw)
+		if err != nil {
+			return nil, fmt.Errorf("group %d, entry %d, command %d: %w", e.Group, e.Pos.Index, i, err)
+		}
+		s, found, err := m.state.Strong(e.Group, op.Key)
+		if err != nil {
+			return nil, fmt.Errorf("group %d, entry %d, command %d: %w", e.Group, e.Pos.Index, i, err)
+		}
+		ops[i], replies[i] = op, decide(op.Condition, s, found, e)
+	}
+	out := make([]any, len(ops))
+	for i := range ops {
+		out[i] = &replies[i]
+		if !replies[i].Applied {
+			continue
+		}
+		b.SetStrong(e.Group, ops[i].Key, storage.Strong{
+			Value: ops[i].Value, Deleted: ops[i].Delete, Revision: e.Pos.Index, Stamp: replies[i].Stamp,
+		})
+	}
+	return out, nil
+}
+
+// decide returns what a write guarded by the condition does to a key whose row is s.
+func decide(c kv.Condition, s storage.Strong, found bool, e Committed) WriteReply {
+	live := found && !s.Deleted
+	present := uint64(0)
+	if live {
+		present = s.Revision
+	}
+	met := true
+	switch c.Kind {
+	case kv.ConditionVersion:
+		met = present == c.Version
+	case kv.ConditionExists:
+		met = live
+	}
+	if !met {
+		return WriteReply{Found: live, Revision: present}
+	}
+	return WriteReply{
+		Applied: true, Found: live, Revision: e.Pos.Index,
+		Stamp: causal.Stamp{Base: e.Pos, Time: e.Time, Node: e.Proposer},
+	}
+}

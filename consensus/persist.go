@@ -1,0 +1,184 @@
+package consensus
+
+import (
+	"fmt"
+	"time"
+
+	pb "go.etcd.io/raft/v3/raftpb"
+
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// syncing is a batch on its way to the disk and what may happen once it is there.
+type syncing struct {
+	number    uint64
+	responses []waitingResponses
+}
+
+// waitingResponses are messages of a group that promise what a batch, and those before it, hold.
+type waitingResponses struct {
+	group    *group
+	messages []*pb.Message
+}
+
+// syncJob is what the waiter gets.
+type syncJob struct {
+	number  uint64
+	batch   *storage.Batch
+	dones   []func(error)
+	bytes   int64 // counted in Store.fillBytes
+	started time.Time
+}
+
+// awaitSyncs waits for each batch in order, tells the loop, then the eventual lane.
+func (s *Store) awaitSyncs(jobs <-chan syncJob) {
+	for j := range jobs {
+		err := j.batch.SyncWait()
+		j.batch.Close()
+		s.metrics.syncSeconds.Observe(time.Since(j.started).Seconds())
+		s.inbox.post(func(m *mail) bool {
+			if err != nil && m.syncErr == nil {
+				m.syncErr = fmt.Errorf("consensus: sync: %w", err)
+			}
+			m.synced = j.number
+			return true
+		})
+		for _, done := range j.dones {
+			done(err)
+		}
+		s.fillBytes.Add(-j.bytes)
+	}
+}
+
+// answerAfter delivers responses once the batch with the number, and all before it, are durable.
+func (l *loop) answerAfter(g *group, number uint64, responses []*pb.Message) {
+	if len(responses) == 0 {
+		return
+	}
+	if number <= l.durable {
+		l.deliver(g, responses)
+		return
+	}
+	at := &l.syncing[number-l.syncing[0].number]
+	at.responses = append(at.responses, waitingResponses{group: g, messages: responses})
+}
+
+// completeSyncs delivers what waited for batches up to the number.
+func (l *loop) completeSyncs(durable uint64, err error) {
+	if err != nil {
+		// Nothing says which rows are on disk, so nothing that waits for them may ever leave.
+		l.fail(err)
+		return
+	}
+	l.durable = durable
+	n := 0
+	for n < len(l.syncing) && l.syncing[n].number <= durable {
+		for _, r := range l.syncing[n].responses {
+			if r.group.stopped == nil {
+				l.deliver(r.group, r.messages)
+			}
+		}
+		n++
+	}
+	clear(l.syncing[:n])
+	l.syncing = l.syncing[n:]
+	l.metrics.syncsInFlight.Set(float64(len(l.syncing)))
+	l.stepLocal()
+}
+
+// persist puts what all groups and the eventual lane have to write into one batch and starts its sync. Commit indexes
+// alone need no sync; a batch of nothing else is returned instead, to go along with what is applied next.
+func (l *loop) persist() *storage.Batch {
+	if l.failure != nil || !l.mustPersist() {
+		return nil
+	}
+	if len(l.syncing) >= l.cfg.SyncsMax {
+		l.awaitRoom()
+		if l.failure != nil {
+			return nil
+		}
+	}
+	b := l.deps.Engine.NewBatch()
+	entries, mustSync := 0, false
+	for _, g := range l.readied {
+		if g.ready.append {
+			g.log.persist(b, g.ready.hard, g.ready.entries)
+			entries += len(g.ready.entries)
+			mustSync = mustSync || g.ready.mustSync
+		}
+	}
+	logBytes := b.Len()
+	dones := l.takeFills(b)
+	if !mustSync && len(dones) == 0 {
+		return b
+	}
+	bytes := int64(b.Len() - logBytes)
+	l.fillBytes.Add(bytes)
+	l.metrics.syncEntries.Observe(float64(entries))
+	started := time.Now()
+	if err := l.deps.Engine.ApplyNoSyncWait(b); err != nil {
+		b.Close()
+		l.fillBytes.Add(-bytes)
+		for _, done := range dones {
+			done(err)
+		}
+		l.fail(fmt.Errorf("consensus: write: %w", err))
+		return nil
+	}
+	l.batches++
+	l.syncing = append(l.syncing, syncing{number: l.batches})
+	for _, g := range l.readied {
+		if g.ready.append && g.ready.mustSync {
+			g.lastSync = l.batches
+			l.answerAfter(g, l.batches, g.ready.responses)
+		}
+	}
+	// The channel has a slot for every batch that may be syncing, so this never blocks.
+	l.jobs <- syncJob{number: l.batches, batch: b, dones: dones, bytes: bytes, started: started}
+	return nil
+}
+
+// mustPersist reports whether there is anything to write.
+func (l *loop) mustPersist() bool {
+	if len(l.fills) > 0 {
+		return true
+	}
+	for _, g := range l.readied {
+		if g.ready.append {
+			return true
+		}
+	}
+	return false
+}
+
+// takeFills lets waiting eventual writes add to the batch, as many as it should hold.
+func (l *loop) takeFills(b *storage.Batch) []func(error) {
+	if len(l.fills) == 0 {
+		return nil
+	}
+	n := 0
+	dones := make([]func(error), 0, len(l.fills))
+	for n < len(l.fills) && (n == 0 || b.Len() < l.cfg.BatchBytesMax) {
+		l.fills[n].write(b)
+		dones = append(dones, l.fills[n].done)
+		n++
+	}
+	rest := copy(l.fills, l.fills[n:])
+	clear(l.fills[rest:])
+	l.fills = l.fills[:rest]
+	l.fillsQueued.Add(-int64(n))
+	l.metrics.fills.Add(float64(n))
+	l.again = l.again || rest > 0
+	return dones
+}
+
+// awaitRoom waits until the disk has caught up by at least one batch. What it delivers leaves with the next flush.
+func (l *loop) awaitRoom() {
+	l.metrics.syncWaits.Inc()
+	for l.failure == nil && len(l.syncing) >= l.cfg.SyncsMax {
+		<-l.inbox.wake
+		l.completeSyncs(l.inbox.syncs())
+	}
+	// The token taken may have announced other mail as well.
+	l.again = true
+}

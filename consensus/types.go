@@ -1,0 +1,111 @@
+package consensus
+
+import (
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// Sender carries frames to peers.
+type Sender interface {
+	// Send hands a frame to the peer's queue. It copies the frame and never blocks. false says that the frame was
+	// dropped, as a full queue does; the groups concerned then slow down towards that peer.
+	Send(to kv.NodeID, frame []byte) bool
+}
+
+// Machine is a replicated state machine: what a group's committed commands do to storage.
+type Machine interface {
+	// Apply writes what the entry's commands change to b, and returns one reply a command. It is deterministic: it
+	// reads the entry and what earlier entries of its group wrote, which storage already shows, and nothing else.
+	//
+	// An error that wraps ErrUnreadable or storage.ErrCorruption stops the group, any other the store; b must not have
+	// been touched when Apply fails. Any error from the metadata group stops the store.
+	Apply(b *storage.Batch, e Committed) ([]any, error)
+}
+
+// Committed is one committed entry.
+type Committed struct {
+	Group kv.GroupID
+	Pos   causal.Position
+	// Time is the reading of the proposer's clock when it proposed the entry.
+	Time causal.HLC
+	// Proposer is the node that proposed the entry. It led the group then.
+	Proposer kv.NodeID
+	// Commands alias the entry and must not be changed. No two of them carry the same key.
+	Commands [][]byte
+}
+
+// Deps is what a Store needs from its node.
+type Deps struct {
+	Self   kv.NodeID
+	Engine *storage.Engine
+	Sender Sender
+	Clock  *causal.Clock
+	// Meta is the state machine of the metadata group. nil on a node that holds no replica of it.
+	Meta       Machine
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	// OnLeader is called by the store loop when what this node knows of a group's leader changes, NoNode included. It
+	// may be nil and must not block.
+	OnLeader func(g kv.GroupID, leader kv.NodeID)
+}
+
+// Proposal is one command for a group.
+type Proposal struct {
+	// Key is what the command changes. Commands with the same key are applied in the order in which they were proposed
+	// and never share an entry. A nil Key shares its entry with nothing and is applied in order with everything.
+	Key []byte
+	// Command is what the group's machine gets. It must not be changed afterwards.
+	Command []byte
+}
+
+// Result says where a proposal went and what its machine replied.
+type Result struct {
+	Pos   causal.Position
+	Time  causal.HLC
+	Reply any
+	// Acks is the number of voters that a majority takes: so many hold the entry on disk, at the least.
+	Acks int
+}
+
+// WriteOp is a strong write of one key.
+type WriteOp struct {
+	Key, Value []byte
+	Delete     bool
+	Condition  kv.Condition
+}
+
+// WriteReply answers a WriteOp.
+type WriteReply struct {
+	// Applied is false when the condition missed; then nothing was written.
+	Applied bool
+	// Found says whether the key existed before.
+	Found bool
+	// Revision is the key's revision after the write, which for a delete is that of its tombstone. On a missed
+	// condition it is the key's present revision, 0 when the key does not exist.
+	Revision uint64
+	// Stamp orders the write against others of the key; zero on a missed condition.
+	Stamp causal.Stamp
+	// Acks is Result.Acks.
+	Acks int
+}
+
+// GroupStatus describes this node's replica of a group.
+type GroupStatus struct {
+	Group kv.GroupID `json:"group"`
+	// State is "leader", "follower", "candidate", "pre-candidate", or "stopped" for a replica that met an entry or a
+	// row which it cannot read.
+	State     string      `json:"state"`
+	Leader    kv.NodeID   `json:"leader"`
+	Term      uint64      `json:"term"`
+	Commit    uint64      `json:"commit"`
+	Applied   uint64      `json:"applied"`
+	LastIndex uint64      `json:"last_index"`
+	Voters    []kv.NodeID `json:"voters"`
+	// LogBytes is the approximate size of the log on disk.
+	LogBytes uint64 `json:"log_bytes"`
+}

@@ -1,0 +1,72 @@
+package consensus
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// view is what goroutines other than the loop see of a group.
+type view struct {
+	id kv.GroupID
+	// leader is the last one that the loop knew; kv.NoNode when it knew none.
+	leader atomic.Uint64
+	// pendingBytes is the size of proposals, and barriers the number of barriers, that were not answered yet.
+	pendingBytes atomic.Int64
+	barriers     atomic.Int64
+
+	// mu guards the fields below.
+	mu     sync.Mutex
+	status GroupStatus // LogBytes is filled in by who asks
+	last   causal.Position
+}
+
+func (v *view) leaderID() kv.NodeID { return kv.NodeID(v.leader.Load()) }
+
+func (v *view) publish(status GroupStatus, last causal.Position) {
+	v.mu.Lock()
+	v.status, v.last = status, last
+	v.mu.Unlock()
+}
+
+func (v *view) read() (GroupStatus, causal.Position) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.status, v.last
+}
+
+// views maps groups to their views. Groups are only ever added, so readers take a snapshot and never lock.
+type views struct {
+	current atomic.Pointer[map[kv.GroupID]*view]
+	// adding serializes writers.
+	adding sync.Mutex
+}
+
+func (v *views) get(g kv.GroupID) *view {
+	m := v.current.Load()
+	if m == nil {
+		return nil
+	}
+	return (*m)[g]
+}
+
+func (v *views) add(nv *view) {
+	v.adding.Lock()
+	defer v.adding.Unlock()
+	next := map[kv.GroupID]*view{nv.id: nv}
+	if m := v.current.Load(); m != nil {
+		for id, old := range *m {
+			next[id] = old
+		}
+	}
+	v.current.Store(&next)
+}
+
+func (v *views) all() map[kv.GroupID]*view {
+	if m := v.current.Load(); m != nil {
+		return *m
+	}
+	return nil
+}
