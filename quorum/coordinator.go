@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -28,8 +27,6 @@ type Deps struct {
 	Alive      func(kv.NodeID) bool
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
-	// Rand spreads what would otherwise happen on all nodes at once. Only used under the coordinator's own lock.
-	Rand *rand.Rand
 }
 
 // Call is one request with what the router knows about it.
@@ -133,25 +130,28 @@ func (c *Coordinator) do(ctx context.Context, call *Call) (kv.Response, error) {
 	return c.read(ctx, call)
 }
 
-// participants returns the n replicas that take part in the call: this node, then the others, those believed alive
-// first, otherwise in the order of preference. Who takes part does not depend on who is alive.
+// participants returns the n replicas that take part in the call, and how many of them are believed alive: this node
+// first, then those alive, then the others. Who takes part is decided by preference alone, never by who is alive. Among
+// the others the order goes round from this node's own place, so that coordinators do not all read from the same one.
 func (c *Coordinator) participants(call *Call) (nodes []kv.NodeID, alive int) {
-	nodes = make([]kv.NodeID, 1, call.Quorum.N)
-	nodes[0] = c.deps.Self
-	for _, o := range call.Owners {
-		if o != c.deps.Self && len(nodes) < call.Quorum.N {
-			nodes = append(nodes, o)
-		}
+	n := call.Quorum.N
+	own := slices.Index(call.Owners, c.deps.Self)
+	last := n // the first owners, up to here, take part; this node does in any case
+	if own >= n {
+		last = n - 1
 	}
-	alive = 1
-	for i := 1; i < len(nodes); i++ {
-		if !c.deps.Alive(nodes[i]) {
-			continue
+	nodes = make([]kv.NodeID, 0, n)
+	nodes = append(nodes, c.deps.Self)
+	for _, wantAlive := range [...]bool{true, false} {
+		for i := range len(call.Owners) {
+			at := (own + 1 + i) % len(call.Owners)
+			if at < last && at != own && c.deps.Alive(call.Owners[at]) == wantAlive {
+				nodes = append(nodes, call.Owners[at])
+			}
 		}
-		n := nodes[i]
-		copy(nodes[alive+1:i+1], nodes[alive:i])
-		nodes[alive] = n
-		alive++
+		if wantAlive {
+			alive = len(nodes)
+		}
 	}
 	return nodes, alive
 }

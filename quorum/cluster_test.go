@@ -1,0 +1,367 @@
+package quorum
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// cluster is a few replicas of one partition over a scripted network. It runs inside a synctest bubble, so that its
+// delays cost no real time, and outside of one for races.
+type cluster struct {
+	t     testing.TB
+	nodes map[kv.NodeID]*testNode
+	// mu guards links.
+	mu    sync.Mutex
+	links map[[2]kv.NodeID]link
+	keeps bool
+	// carried counts the messages under way.
+	carried sync.WaitGroup
+}
+
+// link says what becomes of a call from one node to another, and of its reply.
+type link struct {
+	delay time.Duration
+	// refuse fails the call before it is sent: a definite failure.
+	refuse error
+	// swallow drops the call, dropReply its answer: the caller hears nothing before the deadline.
+	swallow, dropReply bool
+	// twice delivers the call again after this delay, and drops the second answer.
+	twice time.Duration
+}
+
+type testNode struct {
+	id     kv.NodeID
+	c      *cluster
+	fs     storage.FS
+	engine *storage.Engine
+	disk   *testDisk
+	clock  *causal.Clock
+	skew   time.Duration
+	store  *Store
+	coord  *Coordinator
+	reg    *prometheus.Registry
+	dead   atomic.Bool
+	// position is what Positions returns.
+	position atomic.Pointer[causal.Position]
+	// ceiling survives a crash.
+	ceiling atomic.Uint64
+	stop    func()
+	// stopCoordinator is the first half of stop.
+	stopCoordinator func()
+}
+
+func testStorageConfig() storage.Config {
+	cfg := storage.DefaultConfig()
+	cfg.CacheBytes, cfg.MemtableBytes = 1<<20, 1<<20
+	return cfg
+}
+
+func newCluster(t testing.TB, n int) *cluster {
+	c := &cluster{t: t, nodes: map[kv.NodeID]*testNode{}, links: map[[2]kv.NodeID]link{}}
+	for id := kv.NodeID(1); id <= kv.NodeID(n); id++ {
+		node := &testNode{id: id, c: c, fs: storage.NewCrashableMemFS()}
+		node.position.Store(&causal.Position{Term: 1, Index: 1})
+		c.nodes[id] = node
+		node.start()
+	}
+	t.Cleanup(func() {
+		for _, n := range c.nodes {
+			n.stopCoordinator()
+		}
+		c.carried.Wait()
+		for _, n := range c.nodes {
+			n.shutdown()
+		}
+	})
+	return c
+}
+
+// start opens the node on its filesystem.
+func (n *testNode) start() {
+	t := n.c.t
+	var err error
+	n.engine, err = storage.Open("db", testStorageConfig(), storage.Deps{FS: n.fs})
+	require.NoError(t, err)
+	n.disk = newTestDisk(n.engine)
+	n.clock, err = causal.NewClock(causal.DefaultClockConfig(), causal.ClockDeps{
+		WallNow: func() time.Time { return time.Now().Add(n.skew) },
+		Persist: func(c causal.HLC) error { n.ceiling.Store(uint64(c)); return nil },
+		Ceiling: causal.HLC(n.ceiling.Load()),
+	})
+	require.NoError(t, err)
+	n.reg = prometheus.NewRegistry()
+	log := slog.New(slog.DiscardHandler)
+	n.store, err = NewStore(DefaultConfig(), StoreDeps{
+		State: n.engine.State(), Committer: n.disk, Clock: n.clock, Logger: log, Registerer: n.reg,
+		Positions:     func(kv.GroupID) causal.Position { return *n.position.Load() },
+		KeepsSiblings: func([]byte) bool { return n.c.keeps },
+	})
+	require.NoError(t, err)
+	n.coord, err = NewCoordinator(DefaultConfig(), Deps{
+		Self: n.id, Store: n.store, Replicas: wires{n.c, n.id}, Clock: n.clock, Logger: log, Registerer: n.reg,
+		Alive: func(id kv.NodeID) bool { return !n.c.nodes[id].dead.Load() },
+	})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { n.disk.run(ctx) })
+	ended := make(chan error, 1)
+	coordCtx, stopCoord := context.WithCancel(context.Background())
+	go func() { ended <- n.coord.Run(coordCtx) }()
+	n.stopCoordinator = sync.OnceFunc(func() {
+		stopCoord()
+		require.NoError(t, <-ended)
+	})
+	n.stop = func() {
+		n.stopCoordinator()
+		cancel()
+		wg.Wait()
+		require.NoError(t, n.engine.Close())
+	}
+}
+
+func (n *testNode) shutdown() {
+	if n.stop != nil {
+		n.stop()
+		n.stop = nil
+	}
+}
+
+func (c *cluster) setLink(from, to kv.NodeID, l link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.links[[2]kv.NodeID{from, to}] = l
+}
+
+func (c *cluster) link(from, to kv.NodeID) link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.links[[2]kv.NodeID{from, to}]
+}
+
+// kill makes a node unreachable in the way of a process that is gone: every call to it fails before it is sent.
+func (c *cluster) kill(id kv.NodeID) {
+	for from := range c.nodes {
+		c.setLink(from, id, link{refuse: kv.Errorf(kv.CodeNotReady, "no connection to node %d", id)})
+	}
+}
+
+func (c *cluster) owners() []kv.NodeID {
+	out := make([]kv.NodeID, len(c.nodes))
+	for i := range out {
+		out[i] = kv.NodeID(i + 1)
+	}
+	return out
+}
+
+func (c *cluster) resolver() Resolver {
+	if c.keeps {
+		return Siblings{}
+	}
+	return LWW{}
+}
+
+// do runs a request at a node with r and w, which may be 0.
+func (c *cluster) do(at kv.NodeID, timeout time.Duration, r *kv.Request, q kv.Quorum) (kv.Response, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	if r.Level == kv.LevelUnset {
+		r.Level = kv.LevelEventual
+	}
+	q, err := q.Resolve(kv.Quorum{N: len(c.nodes), R: 2, W: 2}, len(c.nodes))
+	require.NoError(c.t, err)
+	return c.nodes[at].coord.Do(ctx, Call{
+		Request: r, Partition: 3, Epoch: 1, Owners: c.owners(), Quorum: q, Resolver: c.resolver(),
+	})
+}
+
+func (c *cluster) put(at kv.NodeID, key, value string, context []byte, w int) (kv.Response, error) {
+	return c.do(at, time.Second, &kv.Request{Op: kv.OpPut, Key: []byte(key), Value: []byte(value), Context: context}, kv.Quorum{W: w})
+}
+
+func (c *cluster) get(at kv.NodeID, key string, r int) (kv.Response, error) {
+	return c.do(at, time.Second, &kv.Request{Op: kv.OpGet, Key: []byte(key)}, kv.Quorum{R: r})
+}
+
+func (c *cluster) del(at kv.NodeID, key string, context []byte, w int) (kv.Response, error) {
+	return c.do(at, time.Second, &kv.Request{Op: kv.OpDelete, Key: []byte(key), Context: context}, kv.Quorum{W: w})
+}
+
+// held returns what a node's storage holds in E.
+func (n *testNode) held(key string) causal.SiblingSet {
+	set, _, err := n.engine.State().Siblings(3, []byte(key))
+	require.NoError(n.c.t, err)
+	return set
+}
+
+// strong writes the strong lane's state of a key on a node, as its apply would.
+func (n *testNode) strong(key string, s storage.Strong) {
+	b := n.engine.NewBatch()
+	defer b.Close()
+	b.SetStrong(kv.PartitionID(3).Group(), []byte(key), s)
+	require.NoError(n.c.t, n.engine.ApplySync(b))
+}
+
+// values returns the values of a set's siblings.
+func values(set causal.SiblingSet) []string {
+	out := make([]string, len(set.Siblings))
+	for i, s := range set.Siblings {
+		out[i] = string(s.Value)
+		if s.Deleted {
+			out[i] = "<deleted>"
+		}
+	}
+	return out
+}
+
+// wires is how one node reaches the others.
+type wires struct {
+	c    *cluster
+	from kv.NodeID
+}
+
+func (w wires) Write(ctx context.Context, to kv.NodeID, r WriteRequest, done func(WriteReply, error)) {
+	carry(w, ctx, to, done, func(n *testNode, reply func(WriteReply, error)) { n.store.Write(r, reply) })
+}
+
+func (w wires) Read(ctx context.Context, to kv.NodeID, r ReadRequest, done func(ReadReply, error)) {
+	carry(w, ctx, to, done, func(n *testNode, reply func(ReadReply, error)) { reply(n.store.Read(r)) })
+}
+
+// carry delivers a call and its reply as the link between the nodes says, and fails it at its deadline.
+func carry[R any](w wires, ctx context.Context, to kv.NodeID, done func(R, error), deliver func(*testNode, func(R, error))) {
+	var none R
+	l := w.c.link(w.from, to)
+	if l.refuse != nil {
+		done(none, l.refuse)
+		return
+	}
+	var once sync.Once
+	end := func(r R, err error) { once.Do(func() { done(r, err) }) }
+	until, _ := ctx.Deadline()
+	w.c.carried.Go(func() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		answered := make(chan struct{})
+		answer := func(r R, err error) {
+			time.Sleep(w.c.link(to, w.from).delay)
+			if !l.dropReply {
+				end(r, err)
+				close(answered)
+			}
+		}
+		time.Sleep(l.delay)
+		if !l.swallow {
+			w.c.carried.Go(func() {
+				deliver(w.c.nodes[to], func(r R, err error) { w.c.carried.Go(func() { answer(r, err) }) })
+			})
+		}
+		if l.twice > 0 {
+			w.c.carried.Go(func() {
+				time.Sleep(l.twice)
+				deliver(w.c.nodes[to], func(R, error) {})
+			})
+		}
+		select {
+		case <-answered:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		end(none, fmt.Errorf("no answer from node %d", to))
+	})
+}
+
+// testDisk is a committer: it collects commits and writes them in one batch, each taking as long as a sync is told to.
+type testDisk struct {
+	engine *storage.Engine
+	// mu guards the fields below.
+	mu      sync.Mutex
+	queue   []queuedCommit
+	sync    time.Duration
+	refuse  error // Commit returns it
+	drop    error // commits fail with it before they are filled
+	fail    error // commits fail with it after they were filled, and are lost
+	batches int
+	filled  int
+	wake    chan struct{}
+}
+
+type queuedCommit struct {
+	fill func(*storage.Batch)
+	done func(error)
+}
+
+func newTestDisk(e *storage.Engine) *testDisk {
+	return &testDisk{engine: e, wake: make(chan struct{}, 1)}
+}
+
+func (d *testDisk) Commit(fill func(*storage.Batch), done func(error)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refuse != nil {
+		return d.refuse
+	}
+	d.queue = append(d.queue, queuedCommit{fill, done})
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// set changes the disk's behaviour.
+func (d *testDisk) set(change func(*testDisk)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(d)
+}
+
+func (d *testDisk) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.wake:
+		}
+		d.mu.Lock()
+		queue, pause, drop, fail := d.queue, d.sync, d.drop, d.fail
+		d.queue = nil
+		d.mu.Unlock()
+		d.write(queue, pause, drop, fail)
+	}
+}
+
+func (d *testDisk) write(queue []queuedCommit, pause time.Duration, drop, fail error) {
+	if drop != nil {
+		for _, q := range queue {
+			q.done(drop)
+		}
+		return
+	}
+	b := d.engine.NewBatch()
+	for _, q := range queue {
+		q.fill(b)
+	}
+	d.set(func(d *testDisk) { d.batches++; d.filled += len(queue) })
+	time.Sleep(pause)
+	err := fail
+	if err == nil {
+		err = d.engine.ApplySync(b)
+	}
+	b.Close()
+	for _, q := range queue {
+		q.done(err)
+	}
+}
