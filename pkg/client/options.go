@@ -1,0 +1,85 @@
+package client
+
+import (
+	"time"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// request is an operation as the options make it.
+type request struct {
+	kv.Request
+	timeout time.Duration
+	refused *kv.Error // the first option that made no sense
+}
+
+// Option changes one operation. An option that the operation or its level cannot honour makes the operation fail; none is ignored.
+type Option func(*request)
+
+// Strong asks for level strong: linearizable.
+func Strong() Option { return func(r *request) { r.Level = kv.LevelStrong } }
+
+// Eventual asks for level eventual: a write acknowledged by W replicas, a read merged from R.
+func Eventual() Option { return func(r *request) { r.Level = kv.LevelEventual } }
+
+// Local asks for level local: one replica, the nearest.
+func Local() Option { return func(r *request) { r.Level = kv.LevelLocal } }
+
+// AtLevel asks for the level; kv.LevelUnset leaves it to the policy of the key's prefix.
+func AtLevel(level kv.Level) Option { return func(r *request) { r.Level = level } }
+
+// N chooses how many of the partition's replicas an eventual operation concerns, at least 1.
+func N(n int) Option { return quorumOption("n", n, func(q *kv.Quorum) { q.N = n }) }
+
+// R chooses how many replicas answer an eventual read, at least 1.
+func R(r int) Option { return quorumOption("r", r, func(q *kv.Quorum) { q.R = r }) }
+
+// W chooses how many replicas acknowledge an eventual write, at least 1.
+func W(w int) Option { return quorumOption("w", w, func(q *kv.Quorum) { q.W = w }) }
+
+// quorumOption refuses numbers below 1 here, because on the wire 0 means "not chosen" and would be ignored.
+func quorumOption(name string, value int, set func(*kv.Quorum)) Option {
+	return func(r *request) {
+		if value < 1 {
+			r.refuse(kv.Errorf(kv.CodeBadQuorum, "%s=%d is out of range: at least 1", name, value))
+			return
+		}
+		set(&r.Quorum)
+	}
+}
+
+// IfVersion makes a strong write succeed only while the key's version is the given one; 0 means that the key must not exist.
+func IfVersion(version uint64) Option {
+	return func(r *request) { r.Condition = kv.Condition{Kind: kv.ConditionVersion, Version: version} }
+}
+
+// CreateOnly makes a strong write succeed only if the key does not exist.
+func CreateOnly() Option { return IfVersion(0) }
+
+// IfExists makes a strong write succeed only if the key exists.
+func IfExists() Option {
+	return func(r *request) { r.Condition = kv.Condition{Kind: kv.ConditionExists} }
+}
+
+// Context hands back the causal context of an earlier result, so that an eventual write overwrites exactly what was read.
+func Context(context []byte) Option { return func(r *request) { r.Context = context } }
+
+// Siblings says how a read answers concurrent versions where the key's policy keeps them.
+func Siblings(mode kv.SiblingMode) Option { return func(r *request) { r.Siblings = mode } }
+
+// Timeout bounds the operation, retries included, in place of the client's default. At least 1 ms, which is its resolution.
+func Timeout(d time.Duration) Option {
+	return func(r *request) {
+		if d < time.Millisecond || d > kv.RequestTimeoutMax {
+			r.refuse(kv.Errorf(kv.CodeBadRequest, "a timeout of %s is out of range: 1ms to %s", d, kv.RequestTimeoutMax))
+			return
+		}
+		r.timeout = d
+	}
+}
+
+func (r *request) refuse(err *kv.Error) {
+	if r.refused == nil {
+		r.refused = err
+	}
+}
