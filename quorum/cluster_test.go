@@ -45,6 +45,7 @@ type testNode struct {
 	id     kv.NodeID
 	c      *cluster
 	fs     storage.FS
+	crash  func() storage.FS // what a power cut would leave
 	engine *storage.Engine
 	disk   *testDisk
 	clock  *causal.Clock
@@ -71,7 +72,8 @@ func testStorageConfig() storage.Config {
 func newCluster(t testing.TB, n int) *cluster {
 	c := &cluster{t: t, nodes: map[kv.NodeID]*testNode{}, links: map[[2]kv.NodeID]link{}}
 	for id := kv.NodeID(1); id <= kv.NodeID(n); id++ {
-		node := &testNode{id: id, c: c, fs: storage.NewCrashableMemFS()}
+		fs := storage.NewCrashableMemFS()
+		node := &testNode{id: id, c: c, fs: fs, crash: func() storage.FS { return withZero(fs.CrashClone) }}
 		node.position.Store(&causal.Position{Term: 1, Index: 1})
 		c.nodes[id] = node
 		node.start()
@@ -86,6 +88,12 @@ func newCluster(t testing.TB, n int) *cluster {
 		}
 	})
 	return c
+}
+
+// withZero calls f with the zero value of its parameter, whose type only storage may name.
+func withZero[P, R any](f func(P) R) R {
+	var zero P
+	return f(zero)
 }
 
 // start opens the node on its filesystem.
