@@ -63,9 +63,13 @@ func (d delegate) note(n *memberlist.Node, alive bool, news string) {
 		d.m.deps.Logger.Warn("gossip: a member's description cannot be read", "member", n.Name, "error", err)
 		return
 	}
+	member := Member{Name: n.Name, Meta: meta, Alive: alive}
 	d.m.mu.Lock()
-	d.m.members[n.Name] = Member{Name: n.Name, Meta: meta, Alive: alive}
+	d.m.members[n.Name] = member
 	d.m.mu.Unlock()
+	if alive && d.m.deps.OnAlive != nil {
+		d.m.deps.OnAlive(member)
+	}
 	if news != "" {
 		d.m.deps.Logger.Info("gossip: member "+news, "member", n.Name, "address", n.Address())
 	}

@@ -35,6 +35,9 @@ type Deps struct {
 	HLC     func() uint64
 	OnEpoch func(kv.Epoch)
 	OnHLC   func(uint64)
+	// OnAlive receives every member that is seen alive, or says something new about itself. It must not block; nil for
+	// nobody.
+	OnAlive func(Member)
 	// KnownAddrs lists gossip addresses of members that the partition map knows.
 	KnownAddrs func() []string
 }

@@ -18,6 +18,10 @@ const (
 	gossipDelayMax   = 5 * time.Millisecond
 )
 
+// gossipLinger is how long probes of memberlist may outlive its Shutdown. In a bubble they must end before the test does,
+// because time stops with it.
+const gossipLinger = 10 * time.Second
+
 var errUnreachable = errors.New("sim: gossip peer is unreachable")
 
 // GossipNetwork is an in-memory network for memberlist. Unlike memberlist's own mock it never blocks: packets to a full

@@ -95,6 +95,7 @@ func TestHalvesThatLostSightOfEachOtherMergeAgain(t *testing.T) {
 
 		cancel()
 		require.NoError(t, g.Wait())
+		time.Sleep(gossipLinger)
 	})
 }
 
@@ -111,5 +112,6 @@ func TestKilledMemberIsSeenDeadWithinFourSeconds(t *testing.T) {
 		require.Equal(t, kv.NodeID(3), gone.Meta.ID)
 		cancel()
 		require.NoError(t, g.Wait())
+		time.Sleep(gossipLinger)
 	})
 }

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/caprockdb/caprock/api"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/node"
+	"github.com/caprockdb/caprock/pkg/transport"
+)
+
+// backend lets the fronts of package api reach a node. It only translates; api must not know the node, nor the node api.
+type backend struct {
+	*node.Node
+}
+
+var _ api.Backend = backend{}
+
+// Document implements api.Backend.
+func (b backend) Document(_ context.Context, name string) (any, error) {
+	switch name {
+	case api.DocStatus:
+		return b.Status(), nil
+	case api.DocRing:
+		return b.Ring(), nil
+	case api.DocNodes:
+		return map[string]any{"nodes": b.Nodes()}, nil
+	case api.DocPartitions:
+		return map[string]any{"partitions": b.Partitions()}, nil
+	case api.DocStats:
+		return b.Stats(), nil
+	}
+	return nil, fmt.Errorf("no document is called %q", name)
+}
+
+// Policies implements api.Backend.
+func (b backend) Policies() api.PolicyStore { return policyStore(b) }
+
+// Faults implements api.Backend.
+func (b backend) Faults() api.FaultStore {
+	if f := b.Node.Faults(); f != nil {
+		return faultStore{b.Node}
+	}
+	return nil
+}
+
+// policyStore keeps policies in group 0.
+type policyStore backend
+
+// List implements api.PolicyStore.
+func (s policyStore) List(context.Context) ([]kv.Policy, error) { return s.Node.Policies(), nil }
+
+// Get implements api.PolicyStore.
+func (s policyStore) Get(_ context.Context, prefix []byte) (kv.Policy, bool, error) {
+	all := s.Node.Policies()
+	i := slices.IndexFunc(all, func(p kv.Policy) bool { return string(p.Prefix) == string(prefix) })
+	if i < 0 {
+		return kv.Policy{}, false, nil
+	}
+	return all[i], true, nil
+}
+
+// Put implements api.PolicyStore. The policy is in force on this node when it returns, and on the others once they have
+// applied the same entry.
+func (s policyStore) Put(ctx context.Context, p kv.Policy) (kv.Policy, error) {
+	return p, s.SetPolicy(ctx, p)
+}
+
+// Delete implements api.PolicyStore.
+func (s policyStore) Delete(ctx context.Context, prefix []byte) error {
+	return s.DeletePolicy(ctx, prefix)
+}
+
+// faultStore translates the injector's rules from and to JSON.
+type faultStore struct{ n *node.Node }
+
+// Rules implements api.FaultStore.
+func (s faultStore) Rules() json.RawMessage {
+	raw, err := json.Marshal(s.n.Faults().Rules())
+	if err != nil { // rules are plain data that came in as JSON
+		panic(err)
+	}
+	return raw
+}
+
+// Set implements api.FaultStore.
+func (s faultStore) Set(raw json.RawMessage) error {
+	var rules []transport.Rule
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&rules); err != nil {
+		return fmt.Errorf("the body must be a JSON array of rules: %w", err)
+	}
+	return s.n.Faults().Set(rules)
+}
+
+// Clear implements api.FaultStore.
+func (s faultStore) Clear() { s.n.Faults().Clear() }

@@ -1,0 +1,141 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/meta"
+	"github.com/caprockdb/caprock/pkg/transport"
+	"github.com/caprockdb/caprock/quorum"
+)
+
+// First bytes of what peers send about group 0.
+const (
+	metaCommand = 'c'
+	metaProbe   = 'p'
+)
+
+// handler serves peers: it is the node's face towards the transport. Raft frames go straight to the store loop's inbox;
+// everything that may wait for the disk leaves the stream's goroutine, so that one slow read does not hold up a
+// heartbeat behind it.
+type handler struct{ n *Node }
+
+// spawn runs f and lets a stop wait for it.
+func (h handler) spawn(f func()) {
+	h.n.served.Add(1)
+	go func() {
+		defer h.n.served.Done()
+		f()
+	}()
+}
+
+// HandleRaft implements transport.Handler.
+func (h handler) HandleRaft(from kv.NodeID, frame []byte) {
+	if err := h.n.strong.Receive(from, frame); err != nil {
+		h.n.log.Warn("a raft frame could not be read", "from", h.n.NodeName(from), "error", err)
+	}
+}
+
+// checkEpoch refuses a peer's request unless both sides route by the same map and this node owns the partition by it.
+func (n *Node) checkEpoch(p kv.PartitionID, epoch kv.Epoch) error {
+	m := &n.machine.State().Map
+	if epoch != m.Epoch || !m.Owns(p, n.id.Node) {
+		n.metrics.staleEpoch.Inc()
+		return &quorum.StaleEpochError{Epoch: m.Epoch}
+	}
+	return nil
+}
+
+// HandleWrite implements transport.Handler.
+func (h handler) HandleWrite(_ kv.NodeID, w quorum.WriteRequest, reply func(quorum.WriteReply, error)) {
+	if err := h.n.checkEpoch(w.Partition, w.Epoch); err != nil {
+		reply(quorum.WriteReply{}, err)
+		return
+	}
+	h.spawn(func() { h.n.eventual.Write(w, reply) })
+}
+
+// HandleRead implements transport.Handler.
+func (h handler) HandleRead(_ kv.NodeID, r quorum.ReadRequest, reply func(quorum.ReadReply, error)) {
+	if err := h.n.checkEpoch(r.Partition, r.Epoch); err != nil {
+		reply(quorum.ReadReply{}, err)
+		return
+	}
+	h.spawn(func() { reply(h.n.eventual.Read(r)) })
+}
+
+// HandleForward implements transport.Handler. Admission was passed where the user's request came in, but this node has
+// its own budget too.
+func (h handler) HandleForward(_ kv.NodeID, r kv.Request, deadline time.Time, reply func(kv.Response, error)) {
+	h.spawn(func() {
+		ctx, cancel := context.WithDeadline(context.Background(), deadline)
+		defer cancel()
+		reply(h.n.Execute(ctx, &r))
+	})
+}
+
+// HandleExchange implements transport.Handler.
+func (h handler) HandleExchange(from kv.NodeID, payload []byte, reply func([]byte, error)) {
+	h.spawn(func() { reply(h.n.exchange.Handle(from, payload)) })
+}
+
+// HandleMeta implements transport.Handler.
+func (h handler) HandleMeta(_ kv.NodeID, payload []byte, reply func([]byte, error)) {
+	if len(payload) == 0 {
+		reply(nil, kv.Errorf(kv.CodeBadRequest, "empty metadata request"))
+		return
+	}
+	body := payload[1:]
+	switch payload[0] {
+	case metaProbe:
+		reply(h.n.answerProbe(body))
+	case metaCommand:
+		if !h.n.bootstrapped.Load() {
+			reply(nil, kv.Errorf(kv.CodeNotReady, "node %s has not opened group 0 yet", h.n.cfg.Name))
+			return
+		}
+		h.spawn(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), h.n.cfg.Meta.ProposeTimeout)
+			defer cancel()
+			reply(h.n.metadata.Handle(ctx, body))
+		})
+	default:
+		reply(nil, kv.Errorf(kv.CodeBadRequest, "unknown metadata request %d", payload[0]))
+	}
+}
+
+func (n *Node) answerProbe(body []byte) ([]byte, error) {
+	var p meta.Probe
+	if err := json.Unmarshal(body, &p); err != nil {
+		return nil, kv.Errorf(kv.CodeBadRequest, "unreadable probe: %w", err)
+	}
+	return json.Marshal(meta.AnswerProbe(n.machine.State(), n.id.Genesis, p))
+}
+
+// metaForwarder sends commands for group 0 to its leader.
+type metaForwarder struct{ mux *transport.Mux }
+
+// Meta implements meta.Forwarder.
+func (f metaForwarder) Meta(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error) {
+	return f.mux.Meta(ctx, to, append([]byte{metaCommand}, payload...))
+}
+
+// repairer merges what anti-entropy received into this node's replica.
+type repairer struct{ n *Node }
+
+// Apply implements antientropy.Applier: it merges the set and returns once the result is durable.
+func (r repairer) Apply(ctx context.Context, w quorum.WriteRequest) error {
+	if err := r.n.checkEpoch(w.Partition, w.Epoch); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	r.n.eventual.Write(w, func(_ quorum.WriteReply, err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

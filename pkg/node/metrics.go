@@ -1,0 +1,41 @@
+package node
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are the router's own. Each lane and the storage register theirs.
+type metrics struct {
+	forwarded  prometheus.Counter
+	refused    prometheus.Counter
+	staleEpoch prometheus.Counter
+	clockSkew  prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer, n *Node) *metrics {
+	m := &metrics{
+		forwarded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_forwarded_requests_total", Help: "Requests handed on to another node.",
+		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_admission_refused_total", Help: "Requests refused because too many were in flight.",
+		}),
+		staleEpoch: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_stale_epoch_total", Help: "Peer requests refused because the epochs of the partition map differed.",
+		}),
+		clockSkew: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_gossip_clock_skew_total", Help: "Clock readings seen by gossip that were too far ahead to be taken over.",
+		}),
+	}
+	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kvstore_requests_in_flight", Help: "Requests this node is working on.",
+	}, func() float64 { return float64(n.admission.ops.Load()) })
+	epoch := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kvstore_partition_map_epoch", Help: "Epoch of the partition map this node routes by.",
+	}, func() float64 {
+		if n.machine == nil {
+			return 0
+		}
+		return float64(n.epoch())
+	})
+	r.MustRegister(m.forwarded, m.refused, m.staleEpoch, m.clockSkew, inFlight, epoch)
+	return m
+}

@@ -1,0 +1,262 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/caprockdb/caprock/consensus"
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/meta"
+	"github.com/caprockdb/caprock/quorum"
+)
+
+const (
+	// hopsMax bounds how often a request is handed on: once from a node that owns nothing of the key to one that
+	// does, and once from there to the leader.
+	hopsMax = 2
+	// retryInterval is the pause before a request that found no leader, or a node behind, is routed anew.
+	retryInterval = 25 * time.Millisecond
+)
+
+// route is a request with everything the router has worked out about it.
+type route struct {
+	request   *kv.Request
+	state     *meta.State
+	partition kv.PartitionID
+	owners    []kv.NodeID
+	resolver  quorum.Resolver
+	quorum    kv.Quorum // eventual and local only
+}
+
+// Execute serves one request that a user sent to this node. The error is a *kv.Error.
+func (n *Node) Execute(ctx context.Context, r *kv.Request) (kv.Response, error) {
+	if n.draining.Load() {
+		return kv.Response{}, kv.Errorf(kv.CodeNotReady, "node %s is stopping", n.cfg.Name)
+	}
+	cost := int64(len(r.Key) + len(r.Value))
+	if err := n.admission.enter(cost); err != nil {
+		n.metrics.refused.Inc()
+		return kv.Response{}, err
+	}
+	defer n.admission.leave(cost)
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, n.cfg.RequestTimeout)
+		defer cancel()
+	}
+	res, err := n.route(ctx, r)
+	if err != nil {
+		return kv.Response{}, kv.AsError(err)
+	}
+	return res, nil
+}
+
+// route plans the request and runs it on its lane.
+func (n *Node) route(ctx context.Context, r *kv.Request) (kv.Response, error) {
+	rt, err := n.plan(r)
+	if err != nil {
+		return kv.Response{}, err
+	}
+	if rt.request.Level == kv.LevelStrong {
+		return n.routeStrong(ctx, rt)
+	}
+	return n.routeEventual(ctx, rt)
+}
+
+// plan resolves the level and the quorum by the key's policy, checks the request and finds the key's home.
+func (n *Node) plan(r *kv.Request) (route, error) {
+	st := n.machine.State()
+	policy, _ := st.PolicyFor(r.Key)
+	if r.Level == kv.LevelUnset {
+		// A copy: the caller may offer the request again, when another policy may be in force.
+		c := *r
+		c.Level = n.cfg.DefaultLevel
+		if policy.Default != kv.LevelUnset {
+			c.Level = policy.Default
+		}
+		r = &c
+	}
+	if err := r.Validate(n.cfg.Limits); err != nil {
+		return route{}, err
+	}
+	if !st.Ready() {
+		return route{}, kv.Errorf(kv.CodeNotReady, "the cluster has no partition map yet")
+	}
+	rt := route{request: r, state: st, partition: st.Map.PartitionOf(r.Key)}
+	rt.owners = st.Map.Owners(rt.partition)
+	rt.resolver = quorum.ResolverByName(policy.Resolver)
+	if r.Level == kv.LevelStrong {
+		return rt, nil
+	}
+	want := r.Quorum
+	if r.Level == kv.LevelLocal {
+		want = kv.Quorum{N: len(rt.owners), R: 1, W: 1}
+	}
+	defaults, err := policy.Quorum.Resolve(n.cfg.Quorum, len(rt.owners))
+	if err != nil {
+		return route{}, err
+	}
+	rt.quorum, err = want.Resolve(defaults, len(rt.owners))
+	return rt, err
+}
+
+// routeStrong takes the request to the partition's leader, and tries again while nothing can have been applied: until
+// the deadline for a request of this node's own user, once for one that another node forwarded.
+func (n *Node) routeStrong(ctx context.Context, rt route) (kv.Response, error) {
+	for attempt := 0; ; attempt++ {
+		res, err := n.tryStrong(ctx, rt, attempt)
+		if err == nil || !n.mayRetry(rt.request, err) {
+			return res, err
+		}
+		select {
+		case <-ctx.Done():
+			return kv.Response{}, err
+		case <-time.After(retryInterval):
+		}
+	}
+}
+
+// mayRetry reports whether offering the request again can do no harm and may help.
+func (n *Node) mayRetry(r *kv.Request, err error) bool {
+	e := kv.AsError(err)
+	if r.Hops > 0 || e.Code == kv.CodeOverloaded {
+		return false // who forwarded it retries, and refused load is not offered again at once
+	}
+	return e.Retryable && (e.Outcome == kv.OutcomeNotApplied || !r.Op.IsWrite())
+}
+
+// tryStrong makes one attempt: here when this node leads, else at the leader, else at an owner that may know it.
+func (n *Node) tryStrong(ctx context.Context, rt route, attempt int) (kv.Response, error) {
+	group := rt.partition.Group()
+	owner := slices.Contains(rt.owners, n.id.Node)
+	target := kv.NoNode
+	if owner {
+		target = n.strong.Leader(group)
+	} else {
+		target = n.pickOwner(rt.owners, attempt)
+	}
+	switch {
+	case target == n.id.Node:
+		return n.serveStrong(ctx, rt)
+	case target == kv.NoNode:
+		return kv.Response{}, kv.Errorf(kv.CodeNoLeader, "partition %d has no leader at present", rt.partition)
+	case rt.request.Hops >= hopsMax:
+		err := kv.Errorf(kv.CodeNoLeader, "the request was forwarded %d times without finding the leader of partition %d", rt.request.Hops, rt.partition)
+		err.Leader = n.NodeName(target)
+		return kv.Response{}, err
+	}
+	return n.forward(ctx, target, rt.request)
+}
+
+// forward hands the request to another node.
+func (n *Node) forward(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error) {
+	c := *r
+	c.Hops++
+	n.metrics.forwarded.Inc()
+	res, err := n.mux.Forward(ctx, to, &c)
+	if err != nil {
+		return kv.Response{}, forwardError(err, r, n.NodeName(to))
+	}
+	return res, nil
+}
+
+// forwardError gives an error of the transport the code and the outcome that a user should see. An error of the other
+// node arrives whole and is passed on.
+func forwardError(err error, r *kv.Request, to string) error {
+	if _, ok := errors.AsType[*kv.Error](err); ok {
+		e := *kv.AsError(err)
+		if !r.Op.IsWrite() {
+			e.Outcome = kv.OutcomeNotApplied
+		}
+		return &e
+	}
+	e := kv.Errorf(kv.CodeQuorumUnavailable, "node %s could not be asked: %w", to, err)
+	if r.Op.IsWrite() {
+		e.Outcome = kv.OutcomeUnknown
+	}
+	return e
+}
+
+// pickOwner chooses an owner that is believed alive, another one for each attempt. NoNode when none is.
+func (n *Node) pickOwner(owners []kv.NodeID, attempt int) kv.NodeID {
+	for i := range owners {
+		if o := owners[(i+attempt)%len(owners)]; o != n.id.Node && n.alive(o) {
+			return o
+		}
+	}
+	return kv.NoNode
+}
+
+// serveStrong runs the request on this node, which leads the partition as far as it knows.
+func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
+	r := rt.request
+	if r.Op == kv.OpGet {
+		return n.strongGet(ctx, rt)
+	}
+	reply, err := n.strong.Write(ctx, rt.partition, consensus.WriteOp{
+		Key: r.Key, Value: r.Value, Delete: r.Op == kv.OpDelete, Condition: r.Condition,
+	})
+	if err != nil {
+		return kv.Response{}, err
+	}
+	if !reply.Applied {
+		e := kv.Errorf(kv.CodeVersionMismatch, "the key is at version %d", reply.Revision)
+		e.CurrentVersion = reply.Revision
+		return kv.Response{}, e
+	}
+	return kv.Response{
+		Found: reply.Found, Settled: true, Level: kv.LevelStrong, Outcome: kv.OutcomeApplied,
+		Acks: reply.Acks, Version: reply.Revision, Context: causal.EncodeContext(r.Key, nil),
+		Timestamp: reply.Stamp.Time.Time(), Coordinator: n.id.Node, Replicas: n.strongReplicas(rt),
+	}, nil
+}
+
+func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
+	if err := n.strong.ReadBarrier(ctx, rt.partition.Group()); err != nil {
+		return kv.Response{}, err
+	}
+	s, found, err := n.engine.State().Strong(rt.partition.Group(), rt.request.Key)
+	if err != nil {
+		return kv.Response{}, err
+	}
+	res := kv.Response{
+		Settled: true, Level: kv.LevelStrong, Context: causal.EncodeContext(rt.request.Key, nil),
+		Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node, Replicas: n.strongReplicas(rt),
+	}
+	if found && !s.Deleted {
+		res.Found, res.Value, res.Version, res.Timestamp = true, s.Value, s.Revision, s.Stamp.Time.Time()
+	}
+	return res, nil
+}
+
+// strongReplicas names who vouches for a strong answer: the leader. Which of the others made up the majority is known
+// to Raft only.
+func (n *Node) strongReplicas(_ route) []kv.NodeID { return []kv.NodeID{n.id.Node} }
+
+// routeEventual coordinates here when this node is a replica of the key, else at one that is: one hop.
+func (n *Node) routeEventual(ctx context.Context, rt route) (kv.Response, error) {
+	if slices.Contains(rt.owners, n.id.Node) {
+		return n.coordinator.Do(ctx, quorum.Call{
+			Request: rt.request, Partition: rt.partition, Epoch: rt.state.Map.Epoch, Owners: rt.owners,
+			Quorum: rt.quorum, Resolver: rt.resolver,
+		})
+	}
+	if rt.request.Hops >= hopsMax {
+		return kv.Response{}, kv.Errorf(kv.CodeQuorumUnavailable, "the request was forwarded %d times without reaching a replica of its key", rt.request.Hops)
+	}
+	err := error(kv.Errorf(kv.CodeQuorumUnavailable, "no replica of partition %d is alive", rt.partition))
+	for attempt := range rt.owners {
+		to := n.pickOwner(rt.owners, attempt)
+		if to == kv.NoNode {
+			break
+		}
+		var res kv.Response
+		if res, err = n.forward(ctx, to, rt.request); err == nil || !n.mayRetry(rt.request, err) || ctx.Err() != nil {
+			return res, err
+		}
+	}
+	return kv.Response{}, err
+}
