@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,11 +22,13 @@ import (
 // cluster is a few replicas of one partition over a scripted network. It runs inside a synctest bubble, so that its
 // delays cost no real time, and outside of one for races.
 type cluster struct {
-	t     testing.TB
-	nodes map[kv.NodeID]*testNode
-	// mu guards links.
+	t testing.TB
+	// mu guards links and the entries of nodes, which powerCut replaces.
 	mu    sync.Mutex
+	nodes map[kv.NodeID]*testNode
 	links map[[2]kv.NodeID]link
+	// past holds the nodes that lost power.
+	past  []*testNode
 	keeps bool
 	// carried counts the messages under way.
 	carried sync.WaitGroup
@@ -54,6 +58,8 @@ type testNode struct {
 	coord  *Coordinator
 	reg    *prometheus.Registry
 	dead   atomic.Bool
+	// fenced is set when the power goes: nothing leaves the node any more.
+	fenced atomic.Bool
 	// position is what Positions returns.
 	position atomic.Pointer[causal.Position]
 	// ceiling survives a crash.
@@ -79,15 +85,39 @@ func newCluster(t testing.TB, n int) *cluster {
 		node.start()
 	}
 	t.Cleanup(func() {
-		for _, n := range c.nodes {
+		all := append(slices.Collect(maps.Values(c.nodes)), c.past...)
+		for _, n := range all {
 			n.stopCoordinator()
 		}
 		c.carried.Wait()
-		for _, n := range c.nodes {
+		for _, n := range all {
 			n.shutdown()
 		}
 	})
 	return c
+}
+
+// node returns the node in its present life.
+func (c *cluster) node(id kv.NodeID) *testNode {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.nodes[id]
+}
+
+// powerCut takes a node's power and starts it again with what its disk had synced. Once is enough for a test: the disk
+// of its second life is not a crashable one.
+func (c *cluster) powerCut(id kv.NodeID) {
+	old := c.node(id)
+	old.fenced.Store(true)
+	next := &testNode{id: id, c: c, fs: old.crash(), skew: old.skew}
+	next.crash = func() storage.FS { return next.fs }
+	next.position.Store(old.position.Load())
+	next.ceiling.Store(old.ceiling.Load())
+	next.start()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nodes[id] = next
+	c.past = append(c.past, old)
 }
 
 // withZero calls f with the zero value of its parameter, whose type only storage may name.
@@ -118,8 +148,8 @@ func (n *testNode) start() {
 	})
 	require.NoError(t, err)
 	n.coord, err = NewCoordinator(DefaultConfig(), Deps{
-		Self: n.id, Store: n.store, Replicas: wires{n.c, n.id}, Clock: n.clock, Logger: log, Registerer: n.reg,
-		Alive: func(id kv.NodeID) bool { return !n.c.nodes[id].dead.Load() },
+		Self: n.id, Store: n.store, Replicas: wires{n.c, n}, Clock: n.clock, Logger: log, Registerer: n.reg,
+		Alive: func(id kv.NodeID) bool { return !n.c.node(id).dead.Load() },
 	})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -190,7 +220,7 @@ func (c *cluster) do(at kv.NodeID, timeout time.Duration, r *kv.Request, q kv.Qu
 	}
 	q, err := q.Resolve(kv.Quorum{N: len(c.nodes), R: 2, W: 2}, len(c.nodes))
 	require.NoError(c.t, err)
-	return c.nodes[at].coord.Do(ctx, Call{
+	return c.node(at).coord.Do(ctx, Call{
 		Request: r, Partition: 3, Epoch: 1, Owners: c.owners(), Quorum: q, Resolver: c.resolver(),
 	})
 }
@@ -237,7 +267,7 @@ func values(set causal.SiblingSet) []string {
 // wires is how one node reaches the others.
 type wires struct {
 	c    *cluster
-	from kv.NodeID
+	from *testNode
 }
 
 func (w wires) Write(ctx context.Context, to kv.NodeID, r WriteRequest, done func(WriteReply, error)) {
@@ -251,7 +281,7 @@ func (w wires) Read(ctx context.Context, to kv.NodeID, r ReadRequest, done func(
 // carry delivers a call and its reply as the link between the nodes says, and fails it at its deadline.
 func carry[R any](w wires, ctx context.Context, to kv.NodeID, done func(R, error), deliver func(*testNode, func(R, error))) {
 	var none R
-	l := w.c.link(w.from, to)
+	l := w.c.link(w.from.id, to)
 	if l.refuse != nil {
 		done(none, l.refuse)
 		return
@@ -264,22 +294,27 @@ func carry[R any](w wires, ctx context.Context, to kv.NodeID, done func(R, error
 		defer timer.Stop()
 		answered := make(chan struct{})
 		answer := func(r R, err error) {
-			time.Sleep(w.c.link(to, w.from).delay)
-			if !l.dropReply {
+			time.Sleep(w.c.link(to, w.from.id).delay)
+			if !l.dropReply && !w.from.fenced.Load() {
 				end(r, err)
 				close(answered)
 			}
 		}
 		time.Sleep(l.delay)
-		if !l.swallow {
+		if !l.swallow && !w.from.fenced.Load() {
 			w.c.carried.Go(func() {
-				deliver(w.c.nodes[to], func(r R, err error) { w.c.carried.Go(func() { answer(r, err) }) })
+				target := w.c.node(to)
+				deliver(target, func(r R, err error) {
+					if !target.fenced.Load() {
+						w.c.carried.Go(func() { answer(r, err) })
+					}
+				})
 			})
 		}
 		if l.twice > 0 {
 			w.c.carried.Go(func() {
 				time.Sleep(l.twice)
-				deliver(w.c.nodes[to], func(R, error) {})
+				deliver(w.c.node(to), func(R, error) {})
 			})
 		}
 		select {

@@ -227,7 +227,7 @@ func TestWriteGivesUpAfterItsAttempts(t *testing.T) {
 			c.nodes[2].strong("k", storage.Strong{Revision: revision, Stamp: causal.Stamp{Base: causal.Position{Term: 2, Index: revision}}})
 		}
 		ahead()
-		moving := movingTarget{wires: wires{c, 1}, before: ahead}
+		moving := movingTarget{wires: wires{c, c.nodes[1]}, before: ahead}
 		c.nodes[1].coord.deps.Replicas = moving
 		_, err := c.put(1, "k", "v", nil, 2)
 		e := kv.AsError(err)
