@@ -3,9 +3,9 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -14,39 +14,51 @@ import (
 )
 
 // outputFormat is how a command prints its result. It implements pflag.Value.
-type outputFormat string
+type outputFormat struct {
+	name string
+	// raw: the command also has the raw format.
+	raw bool
+}
 
-// The output formats. formatRaw is the bytes of a value and nothing else; only commands that print one value have it.
+// The output formats. formatRaw is the bytes of a value and nothing else; only a command that prints one value has it.
 const (
-	formatTable outputFormat = "table"
-	formatJSON  outputFormat = "json"
-	formatYAML  outputFormat = "yaml"
-	formatRaw   outputFormat = "raw"
+	formatTable = "table"
+	formatJSON  = "json"
+	formatYAML  = "yaml"
+	formatRaw   = "raw"
 )
 
-func (f *outputFormat) addFlag(fs *pflag.FlagSet, standard outputFormat) {
-	*f = standard
-	fs.VarP(f, "output", "o", "table, json or yaml")
+// addFlag declares the flag. A command whose standard is raw is one that has it.
+func (f *outputFormat) addFlag(fs *pflag.FlagSet, standard string) {
+	*f = outputFormat{name: standard, raw: standard == formatRaw}
+	fs.VarP(f, "output", "o", strings.Join(f.names(), ", "))
+}
+
+func (f *outputFormat) names() []string {
+	names := []string{formatTable, formatJSON, formatYAML}
+	if f.raw {
+		names = append(names, formatRaw+" (the value's bytes and nothing else)")
+	}
+	return names
 }
 
 // Set implements pflag.Value.
 func (f *outputFormat) Set(s string) error {
-	switch outputFormat(s) {
-	case formatTable, formatJSON, formatYAML, formatRaw:
-		*f = outputFormat(s)
+	if s == formatTable || s == formatJSON || s == formatYAML || s == formatRaw && f.raw {
+		f.name = s
 		return nil
 	}
-	return errors.New("choose table, json or yaml")
+	return errors.New("choose " + strings.Join(f.names(), ", "))
 }
 
-func (f *outputFormat) String() string { return string(*f) }
+func (f *outputFormat) String() string { return f.name }
 
 // Type implements pflag.Value.
 func (f *outputFormat) Type() string { return "format" }
 
 // print writes doc in the chosen format; human writes it for people, in any format but JSON and YAML.
 func (f *outputFormat) print(a *app, doc any, human func() error) error {
-	switch *f {
+	switch f.name {
 	case formatJSON:
 		encoder := json.NewEncoder(a.stdout)
 		encoder.SetEscapeHTML(false)
@@ -76,10 +88,15 @@ func printYAML(w io.Writer, doc any) error {
 	return errors.Join(encoder.Encode(&node), encoder.Close())
 }
 
-// plainStyle lets the encoder choose how to write the node and everything in it. Text that would read as something else
-// when it is not quoted keeps its tag, and by that its quotes.
+// plainStyle lets the encoder choose how to write the node and everything in it, as it would for Go values: of a node it
+// does not quote what only older readers take for something else than text ("yes").
 func plainStyle(n *yaml.Node) {
 	n.Style = 0
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!str" {
+		if alone, err := yaml.Marshal(n.Value); err == nil && alone[0] == '"' {
+			n.Style = yaml.DoubleQuotedStyle
+		}
+	}
 	for _, c := range n.Content {
 		plainStyle(c)
 	}
@@ -112,6 +129,3 @@ func isTerminal(w io.Writer) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
-
-// say writes a message for the person at the terminal, where it does not mix with data.
-func (a *app) say(format string, args ...any) { fmt.Fprintf(a.stderr, format+"\n", args...) }

@@ -66,9 +66,10 @@ Try it: caprock demo
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict or failed precondition, 5 unavailable,
 6 not authorised, 7 outcome unknown.`,
-		Args:          usageArgs(cobra.NoArgs),
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Args:                       knownCommand,
+		SuggestionsMinimumDistance: 2,
+		SilenceUsage:               true,
+		SilenceErrors:              true,
 		// Without RunE cobra would not check the arguments, and an unknown command would be answered with help.
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -84,6 +85,18 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict or failed preconditi
 		newStatusCommand(a), newHealthcheckCommand(a), newVersionCommand(a),
 	)
 	return root
+}
+
+// knownCommand refuses what is left of a command line that names no command.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := "`caprock --help` lists the commands"
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return usageError{fmt.Errorf("%q is not a command; %s", args[0], hint)}
 }
 
 // exitCode says how a command ended. A script tells from it what happened without reading messages.
