@@ -22,6 +22,9 @@ type Batch struct {
 	// waiting is true from ApplyNoSyncWait until SyncWait returned: Pebble still writes into rows.
 	waiting bool
 	applied bool
+	// abandoned is true when the engine stopped while Pebble had the batch. Pebble may hold on to it, so that it is
+	// left to the garbage collector.
+	abandoned bool
 }
 
 // batchScratchBytesMax is the scratch a batch keeps when it goes back to the pool. One huge sibling set must not be
@@ -43,10 +46,12 @@ func (b *Batch) Close() {
 	if b.waiting {
 		_ = b.SyncWait() // whoever cares about the outcome has asked for it
 	}
-	// Pebble reports only a second Close, which the check above excludes.
-	_ = b.rows.Close()
+	if !b.abandoned {
+		// Pebble reports only a second Close, which the check above excludes.
+		_ = b.rows.Close()
+	}
 	e := b.engine
-	b.engine, b.rows, b.applied = nil, nil, false
+	b.engine, b.rows, b.applied, b.abandoned = nil, nil, false, false
 	if cap(b.head) > batchScratchBytesMax {
 		b.head = nil
 	}
@@ -90,16 +95,20 @@ func (e *Engine) apply(b *Batch, sync bool) error {
 	b.applied = true
 	var err error
 	if sync {
-		b.waiting = true
 		err = e.db.ApplyNoSyncWait(b.rows, pebble.Sync)
 	} else {
 		err = e.db.Apply(b.rows, pebble.NoSync)
 	}
-	if err != nil {
-		return e.failed("apply a batch", err)
-	}
 	// Pebble returns success after Logger.Fatalf came back to it, and the guard tells it that its log is well.
-	return e.health.stopped()
+	if stopped := e.health.stopped(); stopped != nil {
+		b.abandoned = true
+		return stopped
+	}
+	if err != nil {
+		return fmt.Errorf("storage: apply a batch: %w", err)
+	}
+	b.waiting = sync
+	return nil
 }
 
 // SyncWait waits for the sync that ApplyNoSyncWait asked for. Only nil means that the batch is durable; after an error
@@ -222,6 +231,7 @@ func (b *Batch) DeleteMetaValue(name string) {
 // SetStrong sets the strong lane's state of a key.
 func (b *Batch) SetStrong(g kv.GroupID, key []byte, s Strong) {
 	invariant.Check(g != kv.MetaGroup, "the metadata group has no user keys")
+	invariant.Check(!s.Deleted || len(s.Value) == 0, "a tombstone has no value")
 	b.key = appendStateKey(b.key[:0], g, key)
 	b.head = appendStrongHead(b.head[:0], &s)
 	b.put(formatStrong, b.head, s.Value)

@@ -51,6 +51,7 @@ var (
 	errCutShort  = errors.New("is cut short")
 	errLeftOver  = errors.New("has bytes left over")
 	errFlags     = errors.New("has unknown flags")
+	errDead      = errors.New("is a tombstone with a value")
 	errDotsCount = errors.New("counts more covered dots than it has bytes for")
 )
 
@@ -190,6 +191,9 @@ func decodeStrong(b []byte) (Strong, error) {
 		if s.Covered, b, err = decodeDots(b); err != nil {
 			return Strong{}, err
 		}
+	}
+	if s.Deleted && len(b) > 0 {
+		return Strong{}, errDead
 	}
 	s.Value = b
 	return s, nil

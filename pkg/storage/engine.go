@@ -29,6 +29,7 @@ type Engine struct {
 
 	closed   atomic.Bool
 	pressure pressureGauge
+	nudging  sync.WaitGroup
 }
 
 // Open opens the storage in the directory, which is created if it is not there. Errors are one line that says what to
@@ -126,12 +127,40 @@ func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, 
 		_ = db.Close()
 		return nil, stopped
 	}
+	e.nudging.Go(e.nudge)
 	return e, nil
+}
+
+// nudgeInterval is how often Pebble is made to look for compactions while they fail or while a writer waits for them.
+const nudgeInterval = time.Second
+
+// nudge makes Pebble pick compactions again while background work is in trouble. Pebble looks for one when a flush or a
+// compaction ends. With a writer stalled on level 0 there are no flushes, and a compaction that failed, for want of
+// space say, is not picked again for 30 seconds, at the end of which nobody looks: writes would stall for ever.
+func (e *Engine) nudge() {
+	for {
+		select {
+		case <-e.health.closing:
+			return
+		case <-e.health.nudge:
+		}
+		for e.health.troubled() {
+			timer := time.NewTimer(nudgeInterval)
+			select {
+			case <-e.health.closing:
+				timer.Stop()
+				return
+			case <-timer.C:
+			}
+			// Closing the oldest snapshot is the one way to make it look that needs no lock a stalled writer holds.
+			_ = e.db.NewSnapshot().Close() // it cannot fail
+		}
+	}
 }
 
 // peekError says why the directory was refused before it was opened.
 func peekError(dir string, err error) error {
-	if msg := err.Error(); strings.Contains(msg, "format major version") {
+	if msg := oneLine(err); strings.Contains(msg, "format major version") {
 		return fmt.Errorf("%w: %s was written by another version; start the version of Caprock that wrote it: %s",
 			ErrFormat, dir, msg)
 	}
@@ -140,13 +169,11 @@ func peekError(dir string, err error) error {
 
 // openError says why the directory could not be opened.
 func openError(dir string, err error) error {
-	// Pebble's messages may span lines; the first says what is wrong.
-	cause, _, _ := strings.Cut(err.Error(), "\n")
 	if pebble.IsCorruptionError(err) {
 		return fmt.Errorf("%w: %s cannot be opened; move it away and let this node come back as a new one: %s",
-			ErrCorruption, dir, cause)
+			ErrCorruption, dir, oneLine(err))
 	}
-	return fmt.Errorf("storage: cannot open %s: %s", dir, cause)
+	return fmt.Errorf("storage: cannot open %s: %s", dir, oneLine(err))
 }
 
 // Close closes the storage and releases its directory. Every scan must have returned and every batch must be closed or
@@ -157,6 +184,7 @@ func (e *Engine) Close() error {
 	}
 	e.stats.unregister()
 	e.health.close()
+	e.nudging.Wait()
 	err := e.db.Close()
 	if e.health.stopped() != nil {
 		// The disk failed earlier and that was reported then; what Pebble adds now are its consequences.

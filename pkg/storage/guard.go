@@ -14,10 +14,11 @@ import (
 // where it was. A node has to say why it stops and hand over what it can, so none of that may happen here.
 //
 // guardedFS therefore stands between Pebble and the disk and keeps such failures to itself. At the first one it trips
-// the engine's health and freezes: from then on nothing reaches the disk, exactly as if the power had been cut at that
-// moment, and Pebble is told that all is well, with new files kept in memory. Nobody is told so besides Pebble: the
-// engine looks at its health after every operation, and answers ErrStopped. Because health trips before Pebble learns
-// the result of the failed write, no batch can slip through as synced.
+// the engine's health and freezes: from then on the disk stays as if the power had been cut at that moment, and Pebble
+// is told that all is well, with new files kept in memory. (Tables under way may still grow; nothing will ever refer to
+// them.) Nobody is told so besides Pebble: the engine looks at its health after every operation, and answers
+// ErrStopped. Because health trips before Pebble learns the result of the failed write, no batch can slip through as
+// synced.
 //
 // Two simpler ways were rejected. Returning from Fatalf lets Pebble go on with a manifest in an unknown state, and
 // delete files that the manifest on disk still refers to. Passing the log's errors on ends in a panic during the next

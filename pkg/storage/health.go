@@ -45,12 +45,32 @@ type health struct {
 	degraded atomic.Pointer[error]
 	// stalled is true while Pebble makes a writer wait.
 	stalled atomic.Bool
+	// nudge, of one slot, wakes the engine's nudging goroutine when background work got stuck or failed.
+	nudge chan struct{}
 	// closing is closed when the engine closes, so that nobody sleeps then.
 	closing chan struct{}
 }
 
 func newHealth(log *slog.Logger, st *stats, onFatal func(error)) *health {
-	return &health{log: log, stats: st, onFatal: onFatal, closing: make(chan struct{})}
+	return &health{log: log, stats: st, onFatal: onFatal, nudge: make(chan struct{}, 1), closing: make(chan struct{})}
+}
+
+// wake signals nudge unless it is signalled already.
+func (h *health) wake() {
+	select {
+	case h.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// troubled reports whether background work fails or keeps a writer waiting.
+func (h *health) troubled() bool { return h.failures.Load() > 0 || h.stalled.Load() }
+
+// oneLine returns the error's message without what Pebble's errors may print besides: details, and stacks when a
+// logging handler formats them.
+func oneLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
 }
 
 // stopped returns the error that stopped the engine, nil while it runs.
@@ -75,7 +95,7 @@ func (h *health) trip(cause error) {
 	if !h.fatal.CompareAndSwap(nil, &err) {
 		return
 	}
-	h.log.Error("storage stops: its log or manifest could not be written; no write is acknowledged any more", "error", cause)
+	h.log.Error("storage stops: its log or manifest could not be written; no write is acknowledged any more", "error", oneLine(cause))
 	if h.phase.CompareAndSwap(phaseOpening, phaseFailedOpening) {
 		return
 	}
@@ -124,6 +144,7 @@ func (h *health) listener() *pebble.EventListener {
 		},
 		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
 			h.stalled.Store(true)
+			h.wake()
 			h.stats.stalls.Inc()
 			h.log.Warn("storage stalls writes", "reason", i.Reason)
 		},
@@ -135,6 +156,7 @@ func (h *health) listener() *pebble.EventListener {
 func (h *health) backgroundError(err error) {
 	h.stats.backgroundErrors.Inc()
 	failures := h.failures.Add(1)
+	h.wake()
 	if h.stopped() != nil {
 		return
 	}
@@ -144,7 +166,7 @@ func (h *health) backgroundError(err error) {
 	}
 	// The first, the second, the fourth and so on: a full disk must not fill up with messages about it.
 	if bits.OnesCount32(uint32(failures)) == 1 {
-		h.log.Error("storage: a background write failed and will be repeated", "error", err, "failures_in_a_row", failures)
+		h.log.Error("storage: a background write failed and will be repeated", "error", oneLine(err), "failures_in_a_row", failures)
 	}
 }
 
@@ -160,7 +182,7 @@ func (h *health) backgroundEnd(err error) {
 // noteCorruption counts and logs damage that was found.
 func (h *health) noteCorruption(space string, err error) {
 	h.stats.corruptions.WithLabelValues(space).Inc()
-	h.log.Error("storage: corruption", "keyspace", space, "error", err)
+	h.log.Error("storage: corruption", "keyspace", space, "error", oneLine(err))
 }
 
 // isNoSpace reports whether the disk is full.

@@ -162,7 +162,7 @@ func describeKey(key []byte) string {
 	case space == "siblings" && len(key) >= siblingsPrefixBytes:
 		where = fmt.Sprintf(" of partition %d", binary.BigEndian.Uint16(key[1:]))
 		rest = key[siblingsPrefixBytes:]
-	case space != "unknown" && key[0] == prefixGroup:
+	case len(key) >= groupRowBytes && key[0] == prefixGroup:
 		g, _ := groupOfKey(key)
 		where = fmt.Sprintf(" of group %d", g)
 		rest = key[groupRowBytes:]

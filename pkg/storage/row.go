@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"strings"
 )
 
 // The format byte that every row starts with. A number stands for one version of one kind's encoding and is never given
@@ -73,9 +72,7 @@ func (e *corruptionError) Error() string {
 	if e.cause == nil {
 		return ErrCorruption.Error() + ": " + e.detail
 	}
-	// Pebble's messages may span lines; the first says what is wrong.
-	cause, _, _ := strings.Cut(e.cause.Error(), "\n")
-	return ErrCorruption.Error() + ": " + e.detail + ": " + cause
+	return ErrCorruption.Error() + ": " + e.detail + ": " + oneLine(e.cause)
 }
 
 func (e *corruptionError) Unwrap() []error {

@@ -19,6 +19,10 @@ func (e *Engine) State() State { return State{e: e} }
 // ownStrong decodes a state whose slices are the caller's own.
 func ownStrong(payload []byte) (Strong, error) {
 	s, err := decodeStrong(payload)
+	if s.Deleted {
+		s.Value = nil
+		return s, err
+	}
 	s.Value = bytes.Clone(s.Value)
 	return s, err
 }
