@@ -101,7 +101,9 @@ func decodeWrite(epoch kv.Epoch, b []byte) (w quorum.WriteRequest, err error) {
 	return w, err
 }
 
-func appendRead(dst []byte, r *quorum.ReadRequest) []byte { return appendTarget(dst, r.Partition, r.Key) }
+func appendRead(dst []byte, r *quorum.ReadRequest) []byte {
+	return appendTarget(dst, r.Partition, r.Key)
+}
 
 func decodeRead(epoch kv.Epoch, b []byte) (r quorum.ReadRequest, err error) {
 	r.Epoch = epoch

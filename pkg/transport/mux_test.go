@@ -1,0 +1,740 @@
+package transport
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+	"github.com/caprockdb/caprock/quorum"
+)
+
+func TestEveryKindOfTrafficArrivesWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		ctx := t.Context()
+
+		frame := []byte("raft frame")
+		require.True(t, one.Send(2, frame))
+		frame[0] = 'X' // Send copied it
+		synctest.Wait()
+		require.Equal(t, [][]byte{[]byte("raft frame")}, two.node.rafts())
+
+		refusal := quorum.WriteReply{Highest: causal.Stamp{Base: causal.Position{Term: 4, Index: 5}, Time: 6, Node: 2}, Base: causal.Position{Term: 4, Index: 7}}
+		two.node.onWrite = func(quorum.WriteRequest) (quorum.WriteReply, error) { return refusal, nil }
+		got := <-one.write(t, 2, "key", time.Second)
+		require.NoError(t, got.err)
+		require.Equal(t, refusal, got.reply)
+		require.Equal(t, []quorum.WriteRequest{{Partition: 3, Epoch: 7, Key: []byte("key"), Set: setOf("key"), New: dotOf("key")}}, two.node.writes)
+
+		held := quorum.ReadReply{HasStrong: true, Strong: storage.Strong{Value: []byte("s"), Revision: 8, Covered: []causal.Dot{dotOf("x")}}, Set: setOf("key")}
+		two.node.onRead = func(quorum.ReadRequest) (quorum.ReadReply, error) { return held, nil }
+		done := make(chan struct{})
+		one.Read(ctx, 2, quorum.ReadRequest{Partition: 3, Epoch: 7, Key: []byte("key")}, func(r quorum.ReadReply, err error) {
+			require.NoError(t, err)
+			require.Equal(t, held, r)
+			close(done)
+		})
+		<-done
+
+		request := kv.Request{Op: kv.OpPut, Level: kv.LevelStrong, Key: []byte("k"), Value: []byte("v"), Hops: 1, Condition: kv.Condition{Kind: kv.ConditionVersion, Version: 3}}
+		response := kv.Response{Found: true, Level: kv.LevelStrong, Outcome: kv.OutcomeApplied, Version: 4, Replicas: []kv.NodeID{1, 2}, Timestamp: time.UnixMilli(5).UTC()}
+		two.node.onFwd = func(r kv.Request, deadline time.Time) (kv.Response, error) {
+			require.Equal(t, request, r)
+			require.Equal(t, 3*time.Second, time.Until(deadline))
+			return response, nil
+		}
+		in3s, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		resp, err := one.Forward(in3s, 2, &request)
+		require.NoError(t, err)
+		require.Equal(t, response, resp)
+
+		two.node.onOpaque = func(b []byte) ([]byte, error) { return append([]byte("re:"), b...), nil }
+		for _, call := range []func(context.Context, kv.NodeID, []byte) ([]byte, error){one.Exchange, one.Meta} {
+			b, err := call(ctx, 2, []byte("payload"))
+			require.NoError(t, err)
+			require.Equal(t, "re:payload", string(b))
+		}
+		require.Zero(t, one.inFlight.Load())
+	})
+}
+
+func TestErrorsOfThePeerComeBackAsTheyAre(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		two.node.onWrite = func(quorum.WriteRequest) (quorum.WriteReply, error) {
+			return quorum.WriteReply{}, &quorum.StaleEpochError{Epoch: 12}
+		}
+		got := <-one.write(t, 2, "k", time.Second)
+		require.Equal(t, &quorum.StaleEpochError{Epoch: 12}, got.err)
+
+		refused := kv.Errorf(kv.CodeVersionMismatch, "no")
+		refused.CurrentVersion = 5
+		two.node.onFwd = func(kv.Request, time.Time) (kv.Response, error) { return kv.Response{}, refused }
+		_, err := one.Forward(t.Context(), 2, &kv.Request{Op: kv.OpPut, Key: []byte("k")})
+		require.Equal(t, refused, err)
+	})
+}
+
+func TestRequestsToItselfGoStraightToTheHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, _, stop := pair(t)
+		defer stop()
+		require.NoError(t, (<-one.write(t, 1, "k", time.Second)).err)
+		require.True(t, one.Send(1, []byte("f")))
+		one.node.onFwd = func(kv.Request, time.Time) (kv.Response, error) { return kv.Response{Version: 3}, nil }
+		resp, err := one.Forward(t.Context(), 1, &kv.Request{Op: kv.OpGet})
+		require.NoError(t, err)
+		require.EqualValues(t, 3, resp.Version)
+		one.node.onOpaque = func(b []byte) ([]byte, error) { return b, nil }
+		for _, call := range []func(context.Context, kv.NodeID, []byte) ([]byte, error){one.Exchange, one.Meta} {
+			got, err := call(t.Context(), 1, []byte("p"))
+			require.NoError(t, err)
+			require.Equal(t, "p", string(got))
+		}
+		one.node.hold = true
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = one.Forward(ctx, 1, &kv.Request{Op: kv.OpPut})
+		requireUnknown(t, err, kv.CodeDeadlineExceeded)
+		require.Zero(t, b.attempts())
+	})
+}
+
+// jam makes the link from 1 to 2 block in a send, once it has lived long enough for its end not to count as a failure to
+// connect. It returns the link.
+func jam(t *testing.T, b *board, one *station) *boardLink {
+	t.Helper()
+	require.True(t, one.Send(2, []byte("connect")))
+	time.Sleep(2 * time.Second)
+	b.set(b.stuck, 2, true)
+	require.True(t, one.Send(2, []byte("in the way")))
+	synctest.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.links {
+		if l.to == 2 {
+			return l
+		}
+	}
+	t.Fatal("no link")
+	return nil
+}
+
+func TestRaftFramesAndRepliesOutliveTheirLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		defer stop()
+		l := jam(t, b, one)
+		for i := range 100 {
+			require.True(t, one.Send(2, fmt.Append(nil, i)))
+		}
+		asked := two.write(t, 1, "k", time.Minute)
+		synctest.Wait()
+		require.Equal(t, 1, one.node.written())
+		_, over := outcomeOf(asked)
+		require.False(t, over, "the reply is stuck")
+		l.fail(errUnplugged)
+		b.loosen(2)
+		require.NoError(t, (<-asked).err)
+		require.Len(t, two.node.rafts(), 101, "all but the one that was being sent")
+	})
+}
+
+func TestPendingFramesShareOneBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard()
+		one, two := newStation(t, boardWire{b, 1}, 1), newStation(t, boardWire{b, 2}, 2)
+		b.plug(2, two.Mux)
+		for i := range 50 {
+			require.True(t, one.Send(2, fmt.Append(nil, i)))
+			one.write(t, 2, fmt.Sprint("key", i), time.Second)
+		}
+		one.start(t)
+		synctest.Wait()
+		batches := b.batches()
+		require.Len(t, batches, 1)
+		_, rest, err := decodeHeader(batches[0])
+		require.NoError(t, err)
+		n := 0
+		for ; len(rest) > 0; n++ {
+			_, rest, err = nextFrame(rest)
+			require.NoError(t, err)
+		}
+		require.Equal(t, 100, n)
+		for i, f := range two.node.rafts() {
+			require.Equal(t, fmt.Append(nil, i), f, "in order")
+		}
+		one.stop()
+	})
+}
+
+func TestBatchesStayWithinTheirLimitAndNeitherClassStarves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard()
+		one := newStation(t, boardWire{b, 1}, 1, tuned(func(c *Config) { c.BatchBytesMax = 1000 }))
+		two := newStation(t, boardWire{b, 2}, 2)
+		b.plug(2, two.Mux)
+		for range 20 {
+			require.True(t, one.Send(2, make([]byte, 700)))
+			one.write(t, 2, string(make([]byte, 700)), time.Second)
+		}
+		one.start(t)
+		synctest.Wait()
+		require.Len(t, two.node.rafts(), 20)
+		require.Equal(t, 20, two.node.written())
+		var kinds []kind
+		for _, batch := range b.batches() {
+			require.LessOrEqual(t, len(batch), headerBytes+2*1000)
+			kinds = append(kinds, kind(batch[headerBytes]))
+		}
+		require.Contains(t, kinds[:2], kindRaft)
+		require.Contains(t, kinds[:2], kindWrite)
+		one.stop()
+	})
+}
+
+func TestFullOutboxDropsRaftAndRefusesRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard() // nobody runs: everything stays queued
+		one := newStation(t, boardWire{b, 1}, 1, tuned(func(c *Config) {
+			c.RaftOutboxBytesMax, c.DataOutboxBytesMax, c.BatchBytesMax = 10_000, 10_000, 1000
+		}))
+		sent := 0
+		for ; one.Send(2, make([]byte, 100)); sent++ {
+			require.Less(t, sent, 1000)
+		}
+		require.Equal(t, 10_000/(100+frameBytes), sent)
+		require.EqualValues(t, 1, one.metric(t, "dropped_frames_total"))
+
+		// Full of Raft's frames, it still takes requests, until it is full of those.
+		var calls []<-chan outcome
+		for {
+			c := one.write(t, 2, "some key", time.Minute)
+			if o, over := outcomeOf(c); over {
+				requireNotSent(t, o.err, kv.CodeOverloaded)
+				break
+			}
+			calls = append(calls, c)
+			require.Less(t, len(calls), 1000)
+		}
+		require.Greater(t, len(calls), 20)
+		require.LessOrEqual(t, one.outboxBytes(), 20_000)
+
+		// What was accepted is sent once somebody runs.
+		two := newStation(t, boardWire{b, 2}, 2)
+		b.plug(1, one.Mux)
+		b.plug(2, two.Mux)
+		one.start(t)
+		two.start(t)
+		for _, c := range calls {
+			require.NoError(t, (<-c).err)
+		}
+		require.Len(t, two.node.rafts(), sent)
+		require.Zero(t, one.outboxBytes())
+		one.stop()
+		two.stop()
+	})
+}
+
+func TestFrameLargerThanTheLimitIsNeverSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t, tuned(func(c *Config) { c.FrameBytesMax = 1000 }))
+		defer stop()
+		require.False(t, one.Send(2, make([]byte, 1001)))
+		requireNotSent(t, (<-one.write(t, 2, string(make([]byte, 1000)), time.Second)).err, kv.CodeInternal)
+		require.NoError(t, (<-one.write(t, 2, "small", time.Second)).err)
+		require.Empty(t, two.node.rafts())
+		require.Equal(t, 1, two.node.written())
+
+		// A reply that is too large ends the call too, as an error.
+		one.node.onOpaque = func([]byte) ([]byte, error) { return make([]byte, 2000), nil }
+		_, err := two.Meta(t.Context(), 1, nil)
+		require.ErrorContains(t, err, "exceeds")
+		require.Equal(t, kv.OutcomeUnknown, kv.AsError(err).Outcome)
+	})
+}
+
+func TestCallsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t, tuned(func(c *Config) { c.CallsMax = 3 }))
+		defer stop()
+		two.node.hold = true
+		for range 3 {
+			one.write(t, 2, "k", time.Minute)
+		}
+		requireNotSent(t, (<-one.write(t, 2, "k", time.Minute)).err, kv.CodeOverloaded)
+		synctest.Wait()
+		two.node.release()
+		synctest.Wait()
+		two.node.hold = false
+		require.NoError(t, (<-one.write(t, 2, "k", time.Minute)).err)
+	})
+}
+
+func TestDeadlineAfterSendingIsUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		two.node.hold = true
+		c := one.write(t, 2, "k", 300*time.Millisecond)
+		o := <-c
+		requireUnknown(t, o.err, kv.CodeDeadlineExceeded)
+		require.GreaterOrEqual(t, o.after, 300*time.Millisecond)
+		require.LessOrEqual(t, o.after, 330*time.Millisecond)
+		require.Equal(t, 1, two.node.written())
+
+		// The late reply is dropped and counted, and does not run the callback again.
+		two.node.release()
+		synctest.Wait()
+		_, again := outcomeOf(c)
+		require.False(t, again)
+		require.EqualValues(t, 1, one.metric(t, "stray_replies_total"))
+		require.EqualValues(t, 1, one.metric(t, "call_failures_total"))
+	})
+}
+
+func TestReadThatFailsIsNeverUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		two.node.hold = true
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		errs := make(chan error, 1)
+		one.Read(ctx, 2, quorum.ReadRequest{Key: []byte("k")}, func(_ quorum.ReadReply, err error) { errs <- err })
+		require.Equal(t, kv.OutcomeNotApplied, kv.AsError(<-errs).Outcome)
+		_, err := one.Forward(ctx, 2, &kv.Request{Op: kv.OpGet, Key: []byte("k")})
+		require.Equal(t, kv.OutcomeNotApplied, kv.AsError(err).Outcome)
+	})
+}
+
+func TestDeadlineWhileQueuedIsNotSentAndNeverArrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		defer stop()
+		jam(t, b, one)
+		early := one.write(t, 2, "early", 100*time.Millisecond)
+		late := one.write(t, 2, "late", 10*time.Second)
+		requireNotSent(t, (<-early).err, kv.CodeDeadlineExceeded)
+		_, over := outcomeOf(late)
+		require.False(t, over)
+		b.loosen(2)
+		require.NoError(t, (<-late).err)
+		require.Len(t, two.node.writes, 1)
+		require.Equal(t, "late", string(two.node.writes[0].Key))
+	})
+}
+
+func TestBrokenLinkEndsCallsAtOnceAndHonestly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		defer stop()
+		one.Send(2, nil)
+		time.Sleep(2 * time.Second)
+		two.node.hold = true
+		sent := one.write(t, 2, "sent", time.Minute)
+		synctest.Wait()
+		require.Equal(t, 1, two.node.written())
+		b.set(b.stuck, 2, true)
+		sending := one.write(t, 2, "sending", time.Minute)
+		synctest.Wait()
+		queued := one.write(t, 2, "queued", time.Minute)
+		b.unplug(2)
+		synctest.Wait()
+		for _, c := range []<-chan outcome{sent, sending} {
+			o, over := outcomeOf(c)
+			require.True(t, over, "at once")
+			requireUnknown(t, o.err, kv.CodeNotReady)
+			require.ErrorIs(t, o.err, ErrLinkBroken)
+		}
+		o, over := outcomeOf(queued)
+		require.True(t, over)
+		requireNotSent(t, o.err, kv.CodeNotReady)
+
+		b.set(b.stuck, 2, false)
+		b.plug(2, two.Mux)
+		time.Sleep(2 * time.Second)
+		require.Equal(t, 1, two.node.written(), "what was reported as not sent must not come later")
+	})
+}
+
+func TestUnreachablePeerRefusesAtOnceAndComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		defer stop()
+		b.unplug(2)
+		o := <-one.write(t, 2, "first", time.Minute)
+		requireNotSent(t, o.err, kv.CodeNotReady)
+		for range 5 {
+			time.Sleep(time.Second)
+			o, over := outcomeOf(one.write(t, 2, "next", time.Minute))
+			require.True(t, over, "no waiting for a peer that is down")
+			requireNotSent(t, o.err, kv.CodeNotReady)
+			require.False(t, one.Send(2, []byte("f")))
+		}
+		require.False(t, one.Connected(2))
+		tries := b.attempts()
+		require.Less(t, tries, 20, "pauses grow")
+		b.plug(2, two.Mux)
+		time.Sleep(time.Second + 10*time.Millisecond)
+		require.True(t, one.Connected(2), "pauses end within a second")
+		require.NoError(t, (<-one.write(t, 2, "again", time.Second)).err)
+		require.EqualValues(t, tries+1, one.metric(t, "connects_total")+two.metric(t, "connects_total")-1)
+	})
+}
+
+func TestNewAddressEndsThePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		defer stop()
+		b.unplug(2)
+		one.Send(2, nil)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		b.plug(2, two.Mux)
+		one.Relocated(2)
+		synctest.Wait()
+		require.True(t, one.Connected(2), "without waiting")
+		one.Relocated(9) // nobody
+	})
+}
+
+func TestTrafficFromAPeerEndsThePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		defer stop()
+		b.unplug(2)
+		one.Send(2, nil)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		b.plug(2, two.Mux)
+		two.Send(1, []byte("I am back"))
+		synctest.Wait()
+		require.True(t, one.Connected(2))
+	})
+}
+
+func TestReconnectsAtOnceAfterALinkBreaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, _, stop := pair(t)
+		defer stop()
+		l := jam(t, b, one)
+		l.fail(errUnplugged)
+		b.loosen(2)
+		time.Sleep(2 * time.Millisecond)
+		require.True(t, one.Connected(2), "without a pause")
+		require.NoError(t, (<-one.write(t, 2, "k", time.Second)).err)
+	})
+}
+
+func TestPeerThatRefusesEveryBatchIsNotCalledWithoutPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard()
+		one := newStation(t, boardWire{b, 1}, 1, withCluster(1))
+		two := newStation(t, boardWire{b, 2}, 2, withCluster(2))
+		b.plug(2, two.Mux)
+		one.start(t)
+		one.Send(2, []byte("f"))
+		time.Sleep(10 * time.Second)
+		require.Less(t, b.attempts(), 25)
+		require.Empty(t, two.node.rafts())
+		one.stop()
+	})
+}
+
+func TestForeignBatchesAreRefused(t *testing.T) {
+	b := newBoard()
+	two := newStation(t, boardWire{b, 2}, 2, withCluster(2))
+	batch := func(h header) []byte {
+		out := make([]byte, headerBytes)
+		h.put(out)
+		start := len(out)
+		out = append(openFrame(out, kindRaft, 0), 'f')
+		closeFrame(out, start)
+		return out
+	}
+	require.ErrorIs(t, two.Deliver(1, batch(header{from: 1, cluster: 3})), ErrForeignCluster)
+	require.ErrorIs(t, two.Deliver(1, batch(header{from: 3, cluster: 2})), ErrWrongNode)
+	require.ErrorIs(t, two.Deliver(2, batch(header{from: 2, cluster: 2})), ErrWrongNode)
+	require.ErrorIs(t, two.Deliver(1, nil), ErrMalformed)
+	require.ErrorIs(t, two.Deliver(1, append([]byte{9}, batch(header{from: 1})[1:]...)), ErrMalformed)
+	require.Empty(t, two.node.rafts())
+	require.NoError(t, two.Deliver(1, batch(header{from: 1, cluster: 0})), "a node may not know its cluster yet")
+	require.NoError(t, two.Deliver(1, batch(header{from: 1, cluster: 2})))
+	require.ErrorIs(t, two.Deliver(1, append(batch(header{from: 1}), 1, 2, 3)), ErrMalformed)
+	require.Len(t, two.node.rafts(), 3)
+}
+
+func TestRepeatedBatchIsHandledOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		defer stop()
+		b.set(b.repeat, 2, true)
+		for i := range 10 {
+			require.NoError(t, (<-one.write(t, 2, fmt.Sprint("k", i), time.Second)).err)
+			one.Send(2, []byte("f"))
+		}
+		synctest.Wait()
+		require.Equal(t, 10, two.node.written())
+		require.Len(t, two.node.rafts(), 20, "raft bears repetition")
+		require.EqualValues(t, 10, two.metric(t, "repeated_requests_total"))
+	})
+}
+
+func TestReplyToAnEarlierLifeIsNotTakenForAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		two.node.hold = true
+		old := one.write(t, 2, "old", time.Minute)
+		synctest.Wait()
+		one.stop()
+		require.Error(t, (<-old).err)
+		// The node comes back, with a later clock, and asks something else.
+		time.Sleep(time.Millisecond)
+		reborn := newStation(t, boardWire{b, 1}, 1)
+		b.plug(1, reborn.Mux)
+		reborn.start(t)
+		fresh := reborn.write(t, 2, "new", time.Minute)
+		synctest.Wait()
+		require.Equal(t, 2, two.node.written())
+		two.node.mu.Lock()
+		first := two.node.held[0]
+		two.node.mu.Unlock()
+		first()
+		synctest.Wait()
+		_, over := outcomeOf(fresh)
+		require.False(t, over)
+		require.EqualValues(t, 1, reborn.metric(t, "stray_replies_total"))
+		reborn.stop()
+		stop()
+	})
+}
+
+func TestSkewedPeerIsRefusedButItsRaftGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		two.clock.skew = fmt.Errorf("%w: 900 ms", causal.ErrClockSkew)
+		o := <-one.write(t, 2, "k", time.Second)
+		e := kv.AsError(o.err)
+		require.Equal(t, kv.CodeNotReady, e.Code)
+		require.Equal(t, kv.OutcomeNotApplied, e.Outcome)
+		require.ErrorContains(t, e, "900 ms")
+		require.True(t, one.Send(2, []byte("f")))
+		synctest.Wait()
+		require.Len(t, two.node.rafts(), 1)
+		require.Zero(t, two.node.written())
+		require.Positive(t, two.metric(t, "skewed_batches_total"))
+	})
+}
+
+func TestClockAndEpochTravelEvenWhenNothingElseDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		one.Send(2, nil)
+		synctest.Wait()
+		require.EqualValues(t, 7, two.EpochSeen())
+		one.clock.mu.Lock()
+		one.clock.last += 1000
+		want := one.clock.last
+		one.clock.mu.Unlock()
+		time.Sleep(1100 * time.Millisecond)
+		require.GreaterOrEqual(t, two.clock.Last(), want)
+	})
+}
+
+func TestMalformedRequestIsAnsweredAndTheRestOfItsBatchHandled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, one, two, stop := pair(t)
+		defer stop()
+		out := make([]byte, headerBytes)
+		header{from: 1, life: 99, cluster: 1}.put(out)
+		start := len(out)
+		out = append(openFrame(out, kindWrite, 5), "nonsense that is long enough"...)
+		closeFrame(out, start)
+		start = len(out)
+		out = append(openFrame(out, kindRaft, 0), 'f')
+		closeFrame(out, start)
+		require.NoError(t, two.Deliver(1, out))
+		require.Len(t, two.node.rafts(), 1)
+		synctest.Wait()
+		var reply []byte
+		for _, batch := range b.batches() {
+			f, _, err := nextFrame(batch[headerBytes:])
+			require.NoError(t, err)
+			if f.kind == kindReply {
+				reply = f.payload
+			}
+		}
+		_, answer, err := splitReply(reply)
+		require.NoError(t, err)
+		require.Equal(t, kv.CodeBadRequest, kv.CodeOf(answer))
+		require.Equal(t, kv.OutcomeNotApplied, kv.AsError(answer).Outcome)
+		_ = one
+	})
+}
+
+func TestThousandCallsNeedNoGoroutines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		two.node.hold = true
+		one.write(t, 2, "k", time.Minute)
+		synctest.Wait()
+		before := runtime.NumGoroutine()
+		for range 1000 {
+			one.write(t, 2, "k", time.Minute)
+		}
+		synctest.Wait()
+		require.Equal(t, before, runtime.NumGoroutine())
+		require.EqualValues(t, 1001, one.metric(t, "calls_in_flight"))
+		time.Sleep(61 * time.Second)
+		require.Zero(t, one.metric(t, "calls_in_flight"))
+	})
+}
+
+func TestEndOfContextEndsAWaitingCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		two.node.hold = true
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			time.Sleep(50 * time.Millisecond)
+			cancel()
+		}()
+		began := time.Now()
+		_, err := one.Meta(ctx, 2, []byte("m"))
+		requireUnknown(t, err, kv.CodeDeadlineExceeded)
+		require.Equal(t, 50*time.Millisecond, time.Since(began))
+		_, err = one.Meta(ctx, 2, []byte("m"))
+		requireNotSent(t, err, kv.CodeDeadlineExceeded)
+		require.Zero(t, one.inFlight.Load())
+	})
+}
+
+func TestCallWithoutDeadlineGetsTheDefault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		two.node.hold = true
+		began := time.Now()
+		_, err := one.Exchange(context.Background(), 2, nil)
+		requireUnknown(t, err, kv.CodeDeadlineExceeded)
+		require.InDelta(t, 5, time.Since(began).Seconds(), 0.05)
+	})
+}
+
+func TestEndOfRunEndsEverything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		two.node.hold = true
+		sent := one.write(t, 2, "sent", time.Minute)
+		synctest.Wait()
+		one.stop()
+		o, over := outcomeOf(sent)
+		require.True(t, over)
+		requireUnknown(t, o.err, kv.CodeNotReady)
+		o, over = outcomeOf(one.write(t, 2, "k", time.Minute))
+		require.True(t, over)
+		requireNotSent(t, o.err, kv.CodeNotReady)
+		o, over = outcomeOf(one.write(t, 3, "k", time.Minute))
+		require.True(t, over)
+		requireNotSent(t, o.err, kv.CodeNotReady)
+		require.False(t, one.Send(2, nil))
+		require.False(t, one.Send(3, nil))
+		require.ErrorIs(t, one.Deliver(2, make([]byte, headerBytes)), ErrMalformed)
+		batch := make([]byte, headerBytes)
+		header{from: 2}.put(batch)
+		require.ErrorIs(t, one.Deliver(2, batch), ErrClosed)
+		two.node.release()
+		stop()
+	})
+}
+
+func TestForgottenPeerIsLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, one, two, stop := pair(t)
+		defer stop()
+		two.node.hold = true
+		sent := one.write(t, 2, "sent", time.Minute)
+		synctest.Wait()
+		before := runtime.NumGoroutine()
+		one.Forget(2)
+		one.Forget(2)
+		synctest.Wait()
+		o, over := outcomeOf(sent)
+		require.True(t, over)
+		requireUnknown(t, o.err, kv.CodeNotReady)
+		require.Less(t, runtime.NumGoroutine(), before)
+		two.node.release()
+	})
+}
+
+func TestPeersAreBounded(t *testing.T) {
+	b := newBoard()
+	one := newStation(t, boardWire{b, 1}, 1, tuned(func(c *Config) { c.PeersMax = 2 }))
+	require.True(t, one.Send(2, nil))
+	require.True(t, one.Send(3, nil))
+	require.False(t, one.Send(4, nil))
+	o, over := outcomeOf(one.write(t, 4, "k", time.Second))
+	require.True(t, over)
+	requireNotSent(t, o.err, kv.CodeNotReady)
+}
+
+func TestConfigSaysWhatIsWrong(t *testing.T) {
+	require.NoError(t, DefaultConfig().Validate())
+	require.NoError(t, DefaultGRPCConfig().Validate())
+	for _, spoil := range []func(*Config){
+		func(c *Config) { c.RaftOutboxBytesMax = 0 },
+		func(c *Config) { c.DataOutboxBytesMax = -1 },
+		func(c *Config) { c.BatchBytesMax = 0 },
+		func(c *Config) { c.FrameBytesMax = 0 },
+		func(c *Config) { c.FrameBytesMax = 1 << 31 },
+		func(c *Config) { c.CallsMax = 0 },
+		func(c *Config) { c.CallTimeout = 2 * c.CallTimeoutMax },
+		func(c *Config) { c.SweepEvery = 0 },
+		func(c *Config) { c.BackoffMin = 2 * c.BackoffMax },
+		func(c *Config) { c.PeersMax = 0 },
+	} {
+		c := DefaultConfig()
+		spoil(&c)
+		require.Error(t, c.Validate())
+		_, err := New(c, Deps{})
+		require.Error(t, err)
+	}
+	_, err := New(DefaultConfig(), Deps{})
+	require.Error(t, err)
+}
+
+func TestPayloadsAreTheHandlersOwn(t *testing.T) {
+	b := newBoard()
+	two := newStation(t, boardWire{b, 2}, 2)
+	var kept []byte
+	two.node.onOpaque = func(p []byte) ([]byte, error) {
+		kept = p
+		return nil, errors.New("x")
+	}
+	out := make([]byte, headerBytes)
+	header{from: 1, life: 9, cluster: 1}.put(out)
+	start := len(out)
+	out = append(appendRequestPrefix(openFrame(out, kindMeta, 5), 1, time.Second), "payload"...)
+	closeFrame(out, start)
+	require.NoError(t, two.Deliver(1, out))
+	copy(out, bytes.Repeat([]byte{0}, len(out))) // the wire reuses its buffer
+	require.Equal(t, "payload", string(kept))
+}
