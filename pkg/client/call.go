@@ -24,6 +24,9 @@ const (
 	done
 )
 
+// timerBelow is how near a deadline must be for a timer of its own.
+const timerBelow = 20 * sweepEvery
+
 // call is one operation, from its start to its answer.
 type call struct {
 	client   *Client
@@ -103,20 +106,26 @@ func (c *call) expire() {
 }
 
 // wait returns once the operation was answered or its deadline has passed, or with false when ctx was done before.
+//
+// Only a near deadline gets a timer: setting and removing one costs as much as everything else that an operation does here,
+// and the janitor ends the others, late by sweepEvery at most.
 func (c *call) wait(ctx context.Context) bool {
 	select {
 	case <-c.finished:
 		return true
 	default:
 	}
-	timer := c.client.timer(time.Until(c.deadline))
-	defer c.client.timers.Put(timer)
-	defer timer.Stop()
+	var deadline <-chan time.Time
+	if left := time.Until(c.deadline); left < timerBelow {
+		timer := time.NewTimer(left)
+		defer timer.Stop()
+		deadline = timer.C
+	}
 	select {
 	case <-c.finished:
 	case <-ctx.Done():
 		return false
-	case <-timer.C:
+	case <-deadline:
 		c.expire()
 		<-c.finished // whoever claimed the end publishes at once
 	}

@@ -29,7 +29,6 @@ type Client struct {
 
 	// outstanding bounds what is not answered yet, by weight: see weigh.
 	outstanding *semaphore.Weighted
-	timers      sync.Pool // of *time.Timer, stopped
 
 	janitor  *janitor
 	stop     context.CancelFunc
@@ -63,11 +62,6 @@ func New(cfg Config, deps Deps) (*Client, error) {
 		notFound:    kv.Errorf(kv.CodeKeyNotFound, "the key does not exist"),
 	}
 	c.turn.Store(deps.Rand.Uint64N(uint64(len(cfg.Endpoints))))
-	c.timers.New = func() any {
-		timer := time.NewTimer(time.Hour)
-		timer.Stop()
-		return timer
-	}
 	for i, endpoint := range cfg.Endpoints {
 		cc, err := dial(endpoint, cfg, deps.DialOptions)
 		if err != nil {
@@ -130,13 +124,6 @@ func (c *Client) anyUp() bool {
 		}
 	}
 	return false
-}
-
-// timer returns a pooled timer that fires after d.
-func (c *Client) timer(d time.Duration) *time.Timer {
-	timer := c.timers.Get().(*time.Timer)
-	timer.Reset(d)
-	return timer
 }
 
 // weigh returns what an operation takes of the limit on outstanding bytes. Each weighs at least its share of the limit on outstanding

@@ -213,7 +213,7 @@ func (c *conn) receive(stream grpc.ClientStream) error {
 	var replicas []string // of the last result; mostly those of the next one too
 	for {
 		if err := stream.RecvMsg(frame); err != nil {
-			return err
+			return statusError(err)
 		}
 		c.mu.Lock()
 		c.heard = time.Now()

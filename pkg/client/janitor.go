@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// sweepEvery is how often operations that nobody waits for are checked against their deadlines. Whoever waits has a timer.
-const sweepEvery = 100 * time.Millisecond
+// sweepEvery is how often operations under way are checked against their deadlines.
+const sweepEvery = 20 * time.Millisecond
 
 // janitor moves parked operations on when their pause is over or an endpoint is up again, and ends operations whose
-// deadline has passed and that nobody waits for.
+// deadline has passed.
 type janitor struct {
 	client *Client
 	wake   chan struct{} // one slot

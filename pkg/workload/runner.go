@@ -37,7 +37,8 @@ func Run(ctx context.Context, cfg Config, deps Deps) (Result, error) {
 
 	start := time.Now()
 	r.measureFrom = start.Add(cfg.Warmup)
-	runCtx, cancel := context.WithDeadline(ctx, r.measureFrom.Add(cfg.Duration))
+	r.end = r.measureFrom.Add(cfg.Duration)
+	runCtx, cancel := context.WithDeadline(ctx, r.end)
 	defer cancel()
 	r.stop = cancel
 	var clients errgroup.Group
@@ -62,6 +63,7 @@ type run struct {
 	cfg         Config
 	target      Target
 	measureFrom time.Time
+	end         time.Time
 	stop        context.CancelFunc
 	measured    atomic.Int64
 }
@@ -73,8 +75,10 @@ func (r *run) client(ctx context.Context, generator *Generator, out *tally) {
 		begin := time.Now()
 		err := r.target.Do(ctx, op)
 		end := time.Now()
-		if ctx.Err() != nil {
-			return // cut off, or answered after the end: neither belongs to the measured time
+		// An operation that was cut off, or answered after the end, does not belong to the measured time. The context's own
+		// timer may be late.
+		if !end.Before(r.end) || ctx.Err() != nil {
+			return
 		}
 		if begin.Before(r.measureFrom) {
 			continue
