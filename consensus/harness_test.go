@@ -1,0 +1,424 @@
+package consensus
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// cluster is a few stores in one process, a network between them, and disks that a power cut can hit.
+type cluster struct {
+	t     testing.TB
+	cfg   Config
+	ids   []kv.NodeID
+	nodes map[kv.NodeID]*node
+	net   *network
+	meta  bool
+
+	cancels []context.CancelFunc
+}
+
+// node is one life after the other of a store.
+type node struct {
+	id     kv.NodeID
+	fs     *vfs.MemFS
+	wrap   func(vfs.FS) vfs.FS // what stands between the engine and fs; nil for nothing
+	engine *storage.Engine
+	store  *Store
+	meta   *listMachine
+	cancel context.CancelFunc
+	done   chan error
+	up     bool
+	// fenced is set before the power is cut: what the node says from then on, nobody hears.
+	fenced *atomic.Bool
+}
+
+// network delivers frames after a delay, in order for each pair of nodes.
+type network struct {
+	delay time.Duration
+	// observe sees every frame before it is sent; nil for nothing.
+	observe func(from, to kv.NodeID, frame []byte)
+
+	mu      sync.Mutex
+	inboxes map[kv.NodeID]func(from kv.NodeID, frame []byte)
+	cut     map[[2]kv.NodeID]bool
+	links   map[[2]kv.NodeID]chan packet
+	wg      sync.WaitGroup
+	closed  bool
+}
+
+type packet struct {
+	due   time.Time
+	frame []byte
+}
+
+const linkPacketsMax = 10000
+
+func newNetwork(delay time.Duration) *network {
+	return &network{
+		delay: delay, inboxes: make(map[kv.NodeID]func(kv.NodeID, []byte)), cut: make(map[[2]kv.NodeID]bool),
+		links: make(map[[2]kv.NodeID]chan packet),
+	}
+}
+
+type sender struct {
+	net    *network
+	from   kv.NodeID
+	fenced *atomic.Bool
+}
+
+func (s sender) Send(to kv.NodeID, frame []byte) bool {
+	if s.fenced.Load() {
+		return false
+	}
+	if s.net.observe != nil {
+		s.net.observe(s.from, to, frame)
+	}
+	return s.net.send(s.from, to, frame)
+}
+
+func (n *network) send(from, to kv.NodeID, frame []byte) bool {
+	if n.delay == 0 {
+		n.deliver(from, to, frame)
+		return true
+	}
+	p := packet{due: time.Now().Add(n.delay), frame: append([]byte(nil), frame...)}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed || n.cut[[2]kv.NodeID{from, to}] {
+		return !n.closed
+	}
+	link := n.links[[2]kv.NodeID{from, to}]
+	if link == nil {
+		link = make(chan packet, linkPacketsMax)
+		n.links[[2]kv.NodeID{from, to}] = link
+		n.wg.Go(func() {
+			for p := range link {
+				time.Sleep(time.Until(p.due))
+				n.deliver(from, to, p.frame)
+			}
+		})
+	}
+	select {
+	case link <- p:
+		return true
+	default:
+		return false
+	}
+}
+
+func (n *network) deliver(from, to kv.NodeID, frame []byte) {
+	n.mu.Lock()
+	in := n.inboxes[to]
+	if n.cut[[2]kv.NodeID{from, to}] {
+		in = nil
+	}
+	n.mu.Unlock()
+	if in != nil {
+		in(from, frame)
+	}
+}
+
+func (n *network) plug(id kv.NodeID, in func(kv.NodeID, []byte)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.inboxes[id] = in
+}
+
+// isolate cuts, or heals, both directions between the node and all others.
+func (n *network) isolate(id kv.NodeID, others []kv.NodeID, cut bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, o := range others {
+		n.cut[[2]kv.NodeID{id, o}] = cut
+		n.cut[[2]kv.NodeID{o, id}] = cut
+	}
+}
+
+func (n *network) close() {
+	n.mu.Lock()
+	n.closed = true
+	for _, l := range n.links {
+		close(l)
+	}
+	n.mu.Unlock()
+	n.wg.Wait()
+}
+
+func newCluster(t testing.TB, size int, delay time.Duration) *cluster {
+	c := &cluster{t: t, cfg: DefaultConfig(), nodes: make(map[kv.NodeID]*node), net: newNetwork(delay)}
+	for i := range size {
+		id := kv.NodeID(i + 1)
+		c.ids = append(c.ids, id)
+		c.nodes[id] = &node{id: id, fs: storage.NewCrashableMemFS()}
+	}
+	return c
+}
+
+// startAll starts every node, a moment apart: in a bubble equal starts would make elections tie for ever.
+func (c *cluster) startAll() {
+	for _, id := range c.ids {
+		c.start(id)
+		time.Sleep(13 * time.Millisecond)
+	}
+}
+
+func (c *cluster) start(id kv.NodeID) {
+	n := c.nodes[id]
+	require.NoError(c.t, c.tryStart(n))
+}
+
+func (c *cluster) tryStart(n *node) error {
+	cfg := storage.DefaultConfig()
+	cfg.CacheBytes, cfg.MemtableBytes = 8<<20, 8<<20
+	var fs vfs.FS = n.fs
+	if n.wrap != nil {
+		fs = n.wrap(fs)
+	}
+	var err error
+	if n.engine, err = storage.Open("data", cfg, storage.Deps{FS: fs}); err != nil {
+		return err
+	}
+	clock, err := newTestClock(n.engine)
+	if err != nil {
+		return err
+	}
+	n.fenced = &atomic.Bool{}
+	deps := Deps{
+		Self: n.id, Engine: n.engine, Clock: clock,
+		Sender: sender{net: c.net, from: n.id, fenced: n.fenced},
+	}
+	if c.meta {
+		n.meta = &listMachine{}
+		deps.Meta = n.meta
+	}
+	if n.store, err = New(c.cfg, deps); err != nil {
+		return errors.Join(err, n.engine.Close())
+	}
+	fenced, store := n.fenced, n.store
+	c.net.plug(n.id, func(from kv.NodeID, frame []byte) {
+		if !fenced.Load() {
+			_ = store.Receive(from, frame)
+		}
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel, n.done, n.up = cancel, make(chan error, 1), true
+	go func() { n.done <- store.Run(ctx) }()
+	return nil
+}
+
+// stop ends a node's life gracefully and returns what Run said.
+func (c *cluster) stop(id kv.NodeID) error {
+	n := c.nodes[id]
+	if !n.up {
+		return nil
+	}
+	c.net.plug(id, nil)
+	n.cancel()
+	err := <-n.done
+	n.up = false
+	require.NoError(c.t, n.engine.Close())
+	return err
+}
+
+// powerCut ends lives as a power cut does: at once for all the nodes, keeping the given share of what was not synced.
+func (c *cluster) powerCut(unsyncedPercent int, rng *rand.Rand, ids ...kv.NodeID) {
+	for _, id := range ids {
+		c.nodes[id].fenced.Store(true)
+	}
+	clones := make(map[kv.NodeID]*vfs.MemFS)
+	for _, id := range ids {
+		clones[id] = c.nodes[id].fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsyncedPercent, RNG: rng})
+	}
+	for _, id := range ids {
+		_ = c.stop(id)
+		c.nodes[id].fs = clones[id]
+	}
+}
+
+func (c *cluster) close() {
+	for _, cancel := range c.cancels {
+		cancel()
+	}
+	for _, id := range c.ids {
+		_ = c.stop(id)
+	}
+	c.net.close()
+}
+
+// bootstrap creates groups on all nodes, the preferred voter rotating.
+func (c *cluster) bootstrap(groups ...kv.GroupID) {
+	for _, g := range groups {
+		voters := c.voters(g)
+		for _, id := range c.ids {
+			require.NoError(c.t, c.nodes[id].store.Bootstrap(g, voters))
+		}
+	}
+}
+
+func (c *cluster) voters(g kv.GroupID) []kv.NodeID {
+	var out []kv.NodeID
+	for i := range c.ids {
+		out = append(out, c.ids[(int(g)+i)%len(c.ids)])
+	}
+	return out
+}
+
+// leader returns the node that leads the group in the eyes of a majority of the nodes that are up.
+func (c *cluster) leader(g kv.GroupID) kv.NodeID {
+	votes := make(map[kv.NodeID]int)
+	for _, n := range c.nodes {
+		if n.up {
+			votes[n.store.Leader(g)]++
+		}
+	}
+	for id, v := range votes {
+		if id != kv.NoNode && v > len(c.ids)/2 && c.nodes[id].up && c.nodes[id].store.Leader(g) == id {
+			return id
+		}
+	}
+	return kv.NoNode
+}
+
+// awaitLeader waits for a leader and returns it with the time it took.
+func (c *cluster) awaitLeader(g kv.GroupID, limit time.Duration) (*node, time.Duration) {
+	c.t.Helper()
+	start := time.Now()
+	for time.Since(start) < limit {
+		if id := c.leader(g); id != kv.NoNode {
+			return c.nodes[id], time.Since(start)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	c.t.Fatalf("group %d has no leader after %v", g, limit)
+	return nil, 0
+}
+
+// put writes through whoever leads, retrying while that is known to have done nothing.
+func (c *cluster) put(ctx context.Context, p kv.PartitionID, key, value string) (WriteReply, error) {
+	for {
+		err := error(notLeader(p.Group(), kv.NoNode))
+		if id := c.leader(p.Group()); id != kv.NoNode {
+			var r WriteReply
+			if r, err = c.nodes[id].store.Put(ctx, p, WriteOp{Key: []byte(key), Value: []byte(value)}); err == nil {
+				return r, nil
+			}
+		}
+		if e := kv.AsError(err); e.Outcome != kv.OutcomeNotApplied || ctx.Err() != nil {
+			return WriteReply{}, err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// get reads linearizably through whoever leads.
+func (c *cluster) get(ctx context.Context, p kv.PartitionID, key string) (storage.Strong, bool, error) {
+	for {
+		if id := c.leader(p.Group()); id != kv.NoNode {
+			n := c.nodes[id]
+			err := n.store.ReadBarrier(ctx, p.Group())
+			if err == nil {
+				s, found, err := n.engine.State().Strong(p.Group(), []byte(key))
+				return s, found && !s.Deleted, err
+			}
+		}
+		if ctx.Err() != nil {
+			return storage.Strong{}, false, ctx.Err()
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+const clockRow = "test-clock"
+
+func newTestClock(e *storage.Engine) (*causal.Clock, error) {
+	raw, found, err := e.NodeRow(clockRow)
+	if err != nil {
+		return nil, err
+	}
+	var ceiling causal.HLC
+	if found {
+		ceiling = causal.HLC(binary.BigEndian.Uint64(raw))
+	}
+	return causal.NewClock(causal.DefaultClockConfig(), causal.ClockDeps{
+		WallNow: time.Now, Ceiling: ceiling,
+		Persist: func(h causal.HLC) error {
+			b := e.NewBatch()
+			defer b.Close()
+			b.SetNodeRow(clockRow, binary.BigEndian.AppendUint64(nil, uint64(h)))
+			return e.ApplySync(b)
+		},
+	})
+}
+
+// listMachine is a metadata machine that remembers its commands.
+type listMachine struct {
+	mu       sync.Mutex
+	commands []string
+	fail     error
+}
+
+func (m *listMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return nil, m.fail
+	}
+	var out []any
+	for _, c := range e.Commands {
+		m.commands = append(m.commands, string(c))
+		b.SetMetaValue("last", c)
+		out = append(out, len(m.commands))
+	}
+	return out, nil
+}
+
+func (m *listMachine) list() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]string(nil), m.commands...)
+}
+
+// bubble runs f with a started cluster of the size inside a synctest bubble.
+func bubble(t *testing.T, size int, f func(c *cluster)) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, size, time.Millisecond)
+		defer c.close()
+		c.startAll()
+		f(c)
+	})
+}
+
+// timeout returns a context that ends after d, and with the cluster.
+func (c *cluster) timeout(d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	c.cancels = append(c.cancels, cancel)
+	return ctx
+}
+
+func value(i int) string { return fmt.Sprintf("value-%d", i) }
+
+// dump returns what a node holds of a group's S.
+func (c *cluster) dump(g kv.GroupID, id kv.NodeID) map[string]storage.Strong {
+	out := make(map[string]storage.Strong)
+	err := c.nodes[id].engine.State().ScanStrong(g, nil, func(key []byte, s storage.Strong) (bool, error) {
+		out[string(key)] = s
+		return true, nil
+	})
+	require.NoError(c.t, err)
+	return out
+}

@@ -1,0 +1,523 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// holdLoop stops the loop of a store until the returned function is called, or the test ends.
+func (c *cluster) holdLoop(s *Store) (resume func()) {
+	gate, held := make(chan struct{}), make(chan struct{})
+	s.inbox.post(func(m *mail) bool {
+		m.controls = append(m.controls, func(*loop) {
+			close(held)
+			<-gate
+		})
+		return true
+	})
+	<-held
+	resume = sync.OnceFunc(func() { close(gate) })
+	c.cancels = append(c.cancels, resume)
+	return resume
+}
+
+// onLoop runs f on the loop and waits for it.
+func onLoop(s *Store, f func(*loop)) {
+	done := make(chan struct{})
+	s.inbox.post(func(m *mail) bool {
+		m.controls = append(m.controls, func(l *loop) {
+			f(l)
+			close(done)
+		})
+		return true
+	})
+	<-done
+}
+
+type outcome struct {
+	reply WriteReply
+	err   error
+}
+
+func putAsync(ctx context.Context, s *Store, p kv.PartitionID, op WriteOp) chan outcome {
+	out := make(chan outcome, 1)
+	go func() {
+		r, err := s.Write(ctx, p, op)
+		out <- outcome{r, err}
+	}()
+	return out
+}
+
+func TestPackedWritesOfOneKeyKeepTheirOrder(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		time.Sleep(time.Second)
+		ctx := c.timeout(10 * time.Second)
+		resume := c.holdLoop(n.store)
+		var hot, others []chan outcome
+		for i := range 40 {
+			hot = append(hot, putAsync(ctx, n.store, 0, WriteOp{Key: []byte("hot"), Value: []byte(value(i))}))
+			synctest.Wait() // so that it is queued before the next
+			others = append(others, putAsync(ctx, n.store, 0, WriteOp{Key: []byte(value(i)), Value: []byte("x")}))
+			synctest.Wait()
+		}
+		before := n.store.LastAppended(1).Index
+		resume()
+		revision := uint64(0)
+		for i, ch := range hot {
+			o := <-ch
+			require.NoError(t, o.err)
+			require.Greater(t, o.reply.Revision, revision, "write %d", i)
+			require.Equal(t, i > 0, o.reply.Found)
+			revision = o.reply.Revision
+		}
+		packed := map[uint64]int{}
+		for _, ch := range others {
+			o := <-ch
+			require.NoError(t, o.err)
+			packed[o.reply.Revision]++
+		}
+		require.Equal(t, map[uint64]int{before + 1: 40}, packed, "distinct keys share the first entry")
+		require.Equal(t, before+40, n.store.LastAppended(1).Index)
+		s, _, err := c.get(ctx, 0, "hot")
+		require.NoError(t, err)
+		require.Equal(t, value(39), string(s.Value))
+	})
+}
+
+// Conditional writes of one key that become committed together still see one another: each entry reads what the one
+// before wrote, although all are applied in one iteration.
+func TestEntriesAppliedTogetherSeeOneAnother(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		time.Sleep(time.Second)
+		ctx := c.timeout(10 * time.Second)
+		resume := c.holdLoop(n.store)
+		var all []chan outcome
+		for i := range 6 {
+			all = append(all, putAsync(ctx, n.store, 0, WriteOp{
+				Key: []byte("once"), Value: []byte(value(i)), Condition: kv.Condition{Kind: kv.ConditionVersion},
+			}))
+			synctest.Wait()
+		}
+		resume()
+		for i, ch := range all {
+			o := <-ch
+			require.NoError(t, o.err)
+			require.Equal(t, i == 0, o.reply.Applied, "create %d", i)
+		}
+		time.Sleep(time.Second)
+		for _, id := range c.ids {
+			require.Equal(t, value(0), string(c.dump(1, id)["once"].Value))
+		}
+	})
+}
+
+func TestDeadlineBeforeTheProposalMeansNotApplied(t *testing.T) {
+	bubble(t, 1, func(c *cluster) {
+		c.bootstrap(1)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		resume := c.holdLoop(n.store)
+		out := putAsync(c.timeout(100*time.Millisecond), n.store, 0, WriteOp{Key: []byte("k"), Value: []byte("v")})
+		e := kv.AsError((<-out).err)
+		require.Equal(t, kv.CodeDeadlineExceeded, e.Code)
+		require.Equal(t, kv.OutcomeNotApplied, e.Outcome)
+		resume()
+		_, found, err := c.get(c.timeout(time.Second), 0, "k")
+		require.NoError(t, err)
+		require.False(t, found)
+		require.Zero(t, n.store.pendingBytes.Load())
+	})
+}
+
+func TestProposalsBeyondTheLimitsAreRefusedBeforeTheyAreProposed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, time.Millisecond)
+		c.cfg.GroupPendingBytesMax, c.cfg.NodePendingBytesMax, c.cfg.CommandBytesMax = 100<<10, 150<<10, 64<<10
+		c.cfg.BarriersMax = 3
+		defer c.close()
+		c.startAll()
+		c.bootstrap(1, 2)
+		c.awaitLeader(1, 5*time.Second)
+		n, _ := c.awaitLeader(2, 5*time.Second)
+		ctx := c.timeout(time.Minute)
+		resume := c.holdLoop(n.store)
+		big := WriteOp{Value: make([]byte, 30<<10)}
+		var waiting []chan outcome
+		put := func(p kv.PartitionID, i int) *kv.Error {
+			op := big
+			op.Key = []byte(value(i))
+			out := putAsync(ctx, n.store, p, op)
+			synctest.Wait()
+			select {
+			case o := <-out:
+				return kv.AsError(o.err)
+			default:
+				waiting = append(waiting, out)
+				return nil
+			}
+		}
+		for i := range 3 {
+			require.Nil(t, put(0, i))
+		}
+		for _, e := range []*kv.Error{put(0, 3), put(0, 4)} {
+			require.Equal(t, kv.CodeOverloaded, e.Code)
+			require.Equal(t, kv.OutcomeNotApplied, e.Outcome)
+		}
+		require.Nil(t, put(1, 5), "another group has room of its own")
+		require.Equal(t, kv.CodeOverloaded, put(1, 6).Code, "but the node's is used up")
+		_, err := n.store.Put(ctx, 0, WriteOp{Key: []byte("k"), Value: make([]byte, 65<<10)})
+		require.Equal(t, kv.CodeValueTooLarge, kv.CodeOf(err))
+
+		var reads []chan error
+		for i := range 4 {
+			ch := make(chan error, 1)
+			go func() { ch <- n.store.ReadBarrier(ctx, 1) }()
+			synctest.Wait()
+			if i == 3 {
+				require.Equal(t, kv.CodeOverloaded, kv.CodeOf(<-ch))
+				break
+			}
+			reads = append(reads, ch)
+		}
+		resume()
+		for _, ch := range waiting {
+			require.NoError(t, (<-ch).err)
+		}
+		for _, ch := range reads {
+			require.NoError(t, <-ch)
+		}
+		require.Nil(t, put(0, 7), "room comes back")
+		require.Zero(t, n.store.pendingBytes.Load())
+		require.Zero(t, n.store.views.get(1).pendingBytes.Load())
+	})
+}
+
+func TestStopAnswersEverythingHonestly(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		time.Sleep(time.Second)
+		c.net.isolate(n.id, c.others(n.id), true)
+		ctx := c.timeout(time.Minute)
+		proposed := putAsync(ctx, n.store, 0, WriteOp{Key: []byte("a"), Value: []byte("x")})
+		time.Sleep(100 * time.Millisecond)
+		resume := c.holdLoop(n.store)
+		queued := putAsync(ctx, n.store, 0, WriteOp{Key: []byte("b"), Value: []byte("x")})
+		filled := make(chan error, 1)
+		require.NoError(t, n.store.Commit(func(*storage.Batch) {}, func(err error) { filled <- err }))
+		read := make(chan error, 1)
+		go func() { read <- n.store.ReadBarrier(ctx, 1) }()
+		synctest.Wait()
+		n.cancel()
+		resume()
+		require.Equal(t, kv.OutcomeUnknown, kv.AsError((<-proposed).err).Outcome)
+		// The loop may have taken these before it saw that it has to end; whatever it says must be what it did.
+		require.Contains(t, []kv.Outcome{kv.OutcomeNotApplied, kv.OutcomeUnknown}, kv.AsError((<-queued).err).Outcome)
+		require.Equal(t, kv.OutcomeNotApplied, kv.AsError(<-read).Outcome)
+		if err := <-filled; err != nil {
+			require.Equal(t, kv.OutcomeNotApplied, kv.AsError(err).Outcome)
+		}
+		require.NoError(t, c.stop(n.id))
+		_, err := n.store.Put(ctx, 0, WriteOp{Key: []byte("c")})
+		require.Equal(t, kv.OutcomeNotApplied, kv.AsError(err).Outcome)
+		require.Error(t, n.store.Commit(func(*storage.Batch) {}, func(error) {}))
+		require.Equal(t, kv.NoNode, n.store.Leader(1))
+	})
+}
+
+func TestEventualWritesShareTheBatchAndHearWhenTheyAreDurable(t *testing.T) {
+	bubble(t, 1, func(c *cluster) {
+		n := c.nodes[1]
+		set := func(i int) causal.SiblingSet {
+			dot := causal.Dot{Node: 1, Time: causal.HLC(i + 1)}
+			return causal.SiblingSet{}.Put(causal.Sibling{ID: dot, Dot: dot, Value: []byte(value(i))}, nil)
+		}
+		done := make(chan error, 100)
+		resume := c.holdLoop(n.store)
+		for i := range 100 {
+			require.NoError(t, n.store.Commit(func(b *storage.Batch) {
+				b.SetSiblings(3, []byte(value(i)), set(i))
+			}, func(err error) { done <- err }))
+		}
+		resume()
+		for range 100 {
+			require.NoError(t, <-done)
+		}
+		require.Less(t, n.store.inbox.synced, uint64(5), "all of them took a sync or two")
+		c.powerCut(0, nil, 1)
+		c.start(1)
+		for i := range 100 {
+			got, found, err := c.nodes[1].engine.State().Siblings(3, []byte(value(i)))
+			require.NoError(t, err)
+			require.True(t, found)
+			require.Equal(t, set(i), got)
+		}
+	})
+}
+
+func TestEventualWritesBeyondTheLimitAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, time.Millisecond)
+		c.cfg.FillsMax, c.cfg.BatchBytesMax = 10, 100
+		defer c.close()
+		c.startAll()
+		s := c.nodes[1].store
+		resume := c.holdLoop(s)
+		done := make(chan error, 10)
+		commit := func() error {
+			return s.Commit(func(b *storage.Batch) {
+				b.SetNodeRow("x", make([]byte, 60))
+			}, func(err error) { done <- err })
+		}
+		for range 10 {
+			require.NoError(t, commit())
+		}
+		require.Equal(t, kv.CodeOverloaded, kv.CodeOf(commit()))
+		resume()
+		for range 10 {
+			require.NoError(t, <-done)
+		}
+		require.GreaterOrEqual(t, s.inbox.synced, uint64(5), "a batch takes no more than it should hold")
+		synctest.Wait()
+		require.NoError(t, commit())
+		require.NoError(t, <-done)
+		synctest.Wait()
+		require.Zero(t, s.fillBytes.Load())
+	})
+}
+
+func TestUnreadableCommandStopsItsGroupAndNoOther(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1, 2)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		c.awaitLeader(2, 5*time.Second)
+		ctx := c.timeout(10 * time.Second)
+		_, err := c.put(ctx, 0, "before", "x")
+		require.NoError(t, err)
+		_, err = n.store.Propose(ctx, 1, Proposal{Key: []byte("k"), Command: []byte{99, 1, 2}})
+		e := kv.AsError(err)
+		require.Equal(t, kv.OutcomeUnknown, e.Outcome)
+		require.ErrorIs(t, err, ErrStopped)
+		time.Sleep(3 * time.Second)
+		for _, node := range c.nodes {
+			st, _ := node.store.Status(1)
+			require.Equal(t, "stopped", st.State)
+			require.Equal(t, kv.NoNode, node.store.Leader(1))
+			require.InDelta(t, 1, testutil.ToFloat64(node.store.metrics.stopped), 0)
+			require.InDelta(t, testutil.ToFloat64(node.store.metrics.leaders), map[bool]float64{true: 1}[node.store.Leader(2) == node.id], 0)
+		}
+		_, err = n.store.Put(ctx, 0, WriteOp{Key: []byte("k")})
+		require.Equal(t, kv.OutcomeNotApplied, kv.AsError(err).Outcome)
+		_, err = c.put(ctx, 1, "k", "v")
+		require.NoError(t, err)
+
+		// The entry is still there after a restart, and still not skipped.
+		applied := func() uint64 {
+			st, _ := c.nodes[1].store.Status(1)
+			return st.Applied
+		}
+		at := applied()
+		c.powerCut(0, nil, c.ids...)
+		c.startAll()
+		_, err = c.put(ctx, 1, "k", "w")
+		require.NoError(t, err)
+		require.LessOrEqual(t, applied(), at)
+	})
+}
+
+func TestFailureOfTheMetadataMachineStopsTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, time.Millisecond)
+		c.meta = true
+		defer c.close()
+		c.startAll()
+		c.bootstrap(0, 1)
+		n, _ := c.awaitLeader(0, 5*time.Second)
+		broken := fmt.Errorf("%w: broken", ErrUnreadable)
+		n.meta.mu.Lock()
+		n.meta.fail = broken
+		n.meta.mu.Unlock()
+		_, err := n.store.Propose(c.timeout(time.Second), 0, Proposal{Command: []byte("x")})
+		require.Equal(t, kv.OutcomeUnknown, kv.AsError(err).Outcome)
+		require.ErrorIs(t, c.stop(1), broken)
+	})
+}
+
+func TestStoreWithoutMetadataMachineRefusesItsDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1, time.Millisecond)
+		c.meta = true
+		defer c.close()
+		c.startAll()
+		c.bootstrap(0)
+		require.NoError(t, c.stop(1))
+		c.meta = false
+		require.ErrorContains(t, c.tryStart(c.nodes[1]), "metadata group")
+	})
+}
+
+func TestMessagesForUnknownGroupsAndBadFramesAreCountedAndDropped(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		require.NoError(t, c.nodes[1].store.Bootstrap(7, []kv.NodeID{1, 2, 3}))
+		time.Sleep(time.Second)
+		s := c.nodes[2].store
+		require.Positive(t, testutil.ToFloat64(s.metrics.dropped.WithLabelValues(dropUnknownGroup)))
+		require.ErrorIs(t, s.Receive(1, []byte{frameFormat, 1}), ErrBadFrame)
+		require.ErrorIs(t, s.Receive(1, []byte{77}), ErrBadFrame)
+		require.ErrorIs(t, s.Receive(1, nil), ErrBadFrame)
+		require.InDelta(t, 3, testutil.ToFloat64(s.metrics.dropped.WithLabelValues(dropBadFrame)), 0)
+	})
+}
+
+func TestLeadershipIsHandedOverWithoutAGapForProposals(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		groups := []kv.GroupID{1, 2, 3, 4, 5, 6}
+		c.bootstrap(groups...)
+		for _, g := range groups {
+			c.awaitLeader(g, 5*time.Second)
+		}
+		w := c.startWriters(2, 0, groups...)
+		time.Sleep(500 * time.Millisecond)
+		n := c.nodes[1]
+		require.Positive(t, testutil.ToFloat64(n.store.metrics.leaders))
+		start := time.Now()
+		n.store.TransferAll(c.timeout(10 * time.Second))
+		require.Less(t, time.Since(start), 500*time.Millisecond)
+		require.Zero(t, testutil.ToFloat64(n.store.metrics.leaders))
+		for _, g := range groups {
+			l, took := c.awaitLeader(g, time.Second)
+			require.NotEqual(t, n.id, l.id)
+			require.Less(t, took, 200*time.Millisecond)
+		}
+		time.Sleep(500 * time.Millisecond)
+		c.requireAll(w.end())
+		// A single group on demand.
+		l, _ := c.awaitLeader(1, time.Second)
+		l.store.TransferLeader(1, n.id)
+		time.Sleep(200 * time.Millisecond)
+		require.Equal(t, n.id, c.leader(1))
+	})
+}
+
+func TestTransferToADeadNodeIsGivenUpAndProposalsGoOn(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		dead := c.others(n.id)[0]
+		time.Sleep(time.Second)
+		require.NoError(t, c.stop(dead))
+		n.store.TransferLeader(1, dead)
+		time.Sleep(10 * time.Millisecond)
+		start := time.Now()
+		o := <-putAsync(c.timeout(5*time.Second), n.store, 0, WriteOp{Key: []byte("k"), Value: []byte("v")})
+		require.NoError(t, o.err, "the proposal waited the transfer out")
+		require.Greater(t, time.Since(start), 100*time.Millisecond)
+		require.Less(t, time.Since(start), 1500*time.Millisecond)
+	})
+}
+
+func TestTransferAllReturnsWhenNobodyCanTakeOver(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		c.net.isolate(n.id, c.others(n.id), true)
+		start := time.Now()
+		n.store.TransferAll(c.timeout(300 * time.Millisecond))
+		require.Equal(t, 300*time.Millisecond, time.Since(start))
+		require.NoError(t, c.nodes[n.id].store.Bootstrap(5, []kv.NodeID{n.id}))
+		c.net.isolate(n.id, c.others(n.id), false)
+		time.Sleep(3 * time.Second)
+		start = time.Now()
+		n.store.TransferAll(c.timeout(time.Minute))
+		require.Less(t, time.Since(start), 5*time.Second, "a group with one voter has nobody to go to")
+		require.Equal(t, n.id, n.store.Leader(5))
+	})
+}
+
+func TestStalledLoopCatchesUpWithOneTickOnly(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		time.Sleep(time.Second)
+		follower := c.nodes[c.others(n.id)[0]]
+		before, _ := n.store.Status(1)
+		var ticks uint64
+		onLoop(follower.store, func(l *loop) { ticks = l.ticks })
+		resume := c.holdLoop(follower.store)
+		time.Sleep(time.Minute)
+		resume()
+		var after uint64
+		onLoop(follower.store, func(l *loop) { after = l.ticks })
+		require.LessOrEqual(t, after-ticks, uint64(2))
+		time.Sleep(time.Second)
+		st, _ := n.store.Status(1)
+		require.Equal(t, before.Term, st.Term, "the follower did not suspect its leader")
+		require.Equal(t, n.id, c.leader(1))
+	})
+}
+
+func TestRunTwiceIsAnError(t *testing.T) {
+	bubble(t, 1, func(c *cluster) {
+		require.Error(t, c.nodes[1].store.Run(context.Background()))
+	})
+}
+
+func TestOnLeaderTellsEveryChange(t *testing.T) {
+	bubble(t, 1, func(c *cluster) {
+		require.NoError(t, c.stop(1))
+		engine, err := storage.OpenInMemory()
+		require.NoError(t, err)
+		clock, err := newTestClock(engine)
+		require.NoError(t, err)
+		var told []kv.NodeID
+		s, err := New(DefaultConfig(), Deps{
+			Self: 1, Engine: engine, Clock: clock, Sender: sender{net: c.net, from: 1, fenced: c.nodes[1].fenced},
+			OnLeader: func(g kv.GroupID, leader kv.NodeID) { told = append(told, leader) },
+		})
+		require.NoError(t, err)
+		require.NoError(t, s.Bootstrap(1, []kv.NodeID{1}))
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(time.Second)
+		cancel()
+		require.NoError(t, <-done)
+		require.Equal(t, []kv.NodeID{1, kv.NoNode}, told)
+		require.NoError(t, engine.Close())
+	})
+}
+
+func TestConfigIsValidatedAndNeverChanged(t *testing.T) {
+	require.NoError(t, DefaultConfig().Validate())
+	for name, spoil := range map[string]func(*Config){
+		"election":  func(c *Config) { c.ElectionTicks = c.HeartbeatTicks },
+		"inflight":  func(c *Config) { c.InflightBytesMax = 1 },
+		"pending":   func(c *Config) { c.NodePendingBytesMax = 1 },
+		"command":   func(c *Config) { c.CommandBytesMax = 1 << 30 },
+		"tick":      func(c *Config) { c.TickInterval = 0 },
+		"rounds":    func(c *Config) { c.BarrierRoundsMax = -1 },
+		"campaigns": func(c *Config) { c.CampaignTicks = 0 },
+	} {
+		c := DefaultConfig()
+		spoil(&c)
+		require.Error(t, c.Validate(), name)
+	}
+	_, err := New(DefaultConfig(), Deps{})
+	require.Error(t, err)
+	require.False(t, errors.Is(err, ErrStopped))
+}
