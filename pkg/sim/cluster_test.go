@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,11 +19,21 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
+// seedsDefault keeps the simulation's share of `make test` well below a minute. CAPROCK_SIM_SEEDS asks for more.
+const seedsDefault = 4
+
 var (
 	seedFlag  = flag.Uint64("seed", 0, "run the simulation with this one seed only")
-	seedsFlag = flag.Int("seeds", 4, "number of seeds to run the simulation with")
+	seedsFlag = flag.Int("seeds", seedsFromEnv(), "number of seeds to run the simulation with")
 	logFlag   = flag.Bool("simlog", false, "print the nodes' logs")
 )
+
+func seedsFromEnv() int {
+	if n, err := strconv.Atoi(os.Getenv("CAPROCK_SIM_SEEDS")); err == nil && n > 0 {
+		return n
+	}
+	return seedsDefault
+}
 
 // seeds returns the seeds to run.
 func seeds() []uint64 {
@@ -41,7 +53,8 @@ func runSeeds(t *testing.T, nodes int, scenario func(t *testing.T, ctx context.C
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			defer func() {
 				if t.Failed() {
-					t.Logf("replay: go test ./pkg/sim -run '^%s$' -seed=%d", t.Name()[:len(t.Name())-len(fmt.Sprintf("/seed=%d", seed))], seed)
+					scenario, _, _ := strings.Cut(t.Name(), "/")
+					t.Logf("replay: go test ./pkg/sim -run '^%s$' -seed=%d", scenario, seed)
 				}
 			}()
 			synctest.Test(t, func(t *testing.T) {
