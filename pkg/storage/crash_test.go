@@ -164,7 +164,7 @@ func (w *worker) size() int {
 // time going on from what was left.
 func TestCrashKeepsAPrefixThatHoldsEverySyncedBatch(t *testing.T) {
 	for _, percent := range []int{0, 50, 100} {
-		for seed := range seeds(6) {
+		for seed := range seeds(3) {
 			t.Run(fmt.Sprintf("unsynced=%d/seed=%d", percent, seed), func(t *testing.T) {
 				crashAndGoOn(t, percent, uint64(seed))
 			})

@@ -366,8 +366,9 @@ func TestAWriterThatIsStalledOnLevelZeroIsReleased(t *testing.T) {
 			}
 			return nil
 		})
-		require.Eventually(t, func() bool { return e.health.failures.Load() == 0 }, 70*time.Second, 10*time.Millisecond)
-		require.NoError(t, e.Degraded())
+		require.ErrorIs(t, e.Degraded(), ErrDegraded)
+		require.Eventually(t, func() bool { return e.Degraded() == nil && !e.health.stalled.Load() },
+			70*time.Second, 10*time.Millisecond)
 		e.health.trip(errors.New("enough"))
 		require.ErrorIs(t, receive(t, stopped, 20*time.Second), ErrStopped)
 		within(t, "closing", func() { require.NoError(t, e.Close()) })
@@ -393,7 +394,7 @@ func stalledWriter(t *testing.T, fail func(vfs.DiskWriteCategory) error) (*Engin
 	require.NoError(t, err)
 	stopped := make(chan error, 1)
 	go func() { stopped <- writeUntilRefused(e) }()
-	require.Eventually(t, func() bool { return e.health.stalled.Load() && e.health.failures.Load() > 0 },
+	require.Eventually(t, func() bool { return e.health.stalled.Load() && e.Degraded() != nil },
 		20*time.Second, time.Millisecond)
 	return e, stopped
 }

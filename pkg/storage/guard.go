@@ -68,9 +68,12 @@ func (g *guardedFS) ReuseForWrite(oldname, newname string, category vfs.DiskWrit
 func (g *guardedFS) create(
 	name string, category vfs.DiskWriteCategory, open func() (vfs.File, error),
 ) (vfs.File, error) {
-	if isBackground(category) {
-		// Pebble repeats a failed flush at once, tens of thousands of times a second.
-		g.health.pace()
+	// Pebble repeats a failed flush at once, tens of thousands of times a second. It creates files without holding locks.
+	switch {
+	case category == categoryFlush:
+		g.health.pace(&g.health.flushes)
+	case isBackground(category):
+		g.health.pace(&g.health.compactions)
 	}
 	if g.health.stopped() != nil {
 		return g.createInMemory(name, category)

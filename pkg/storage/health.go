@@ -30,6 +30,14 @@ const (
 	phaseFailedOpening
 )
 
+// background is how one kind of background work goes.
+type background struct {
+	// failures counts those that failed in a row.
+	failures atomic.Int32
+	// degraded is set while failures say so. What it holds wraps ErrDegraded.
+	degraded atomic.Pointer[error]
+}
+
 // health is what is known about the disk. Every field may be read at any time.
 type health struct {
 	log     *slog.Logger
@@ -39,10 +47,8 @@ type health struct {
 	// fatal is set once and stays. What it holds wraps ErrStopped.
 	fatal atomic.Pointer[error]
 	phase atomic.Int32
-	// failures counts flushes and compactions that failed in a row.
-	failures atomic.Int32
-	// degraded is set while failures say so. What it holds wraps ErrDegraded.
-	degraded atomic.Pointer[error]
+	// flushes and compactions are judged apart: flushes may go on for long on a disk too full for a compaction.
+	flushes, compactions background
 	// stalled is true while Pebble makes a writer wait.
 	stalled atomic.Bool
 	// nudge, of one slot, wakes the engine's nudging goroutine when background work got stuck or failed.
@@ -64,7 +70,9 @@ func (h *health) wake() {
 }
 
 // troubled reports whether background work fails or keeps a writer waiting.
-func (h *health) troubled() bool { return h.failures.Load() > 0 || h.stalled.Load() }
+func (h *health) troubled() bool {
+	return h.flushes.failures.Load() > 0 || h.compactions.failures.Load() > 0 || h.stalled.Load()
+}
 
 // oneLine returns the error's message without what Pebble's errors may print besides: details, and stacks when a
 // logging handler formats them.
@@ -83,7 +91,10 @@ func (h *health) stopped() error {
 
 // degradedErr returns why writes should be refused for now.
 func (h *health) degradedErr() error {
-	if p := h.degraded.Load(); p != nil {
+	if p := h.flushes.degraded.Load(); p != nil {
+		return *p
+	}
+	if p := h.compactions.degraded.Load(); p != nil {
 		return *p
 	}
 	return nil
@@ -115,9 +126,9 @@ func (h *health) arm() error {
 // close lets everything that paces itself go on at once.
 func (h *health) close() { close(h.closing) }
 
-// pace delays a flush or compaction that follows a failed one. Pebble calls it without holding locks.
-func (h *health) pace() {
-	failures := h.failures.Load()
+// pace delays background work that follows a failed one of its kind, unless the engine is closing.
+func (h *health) pace(w *background) {
+	failures := w.failures.Load()
 	if failures == 0 {
 		return
 	}
@@ -136,9 +147,19 @@ func (h *health) pace() {
 // listener returns the handlers of Pebble's events. Pebble may hold its locks while it calls them.
 func (h *health) listener() *pebble.EventListener {
 	return &pebble.EventListener{
-		BackgroundError: h.backgroundError,
-		FlushEnd:        func(i pebble.FlushInfo) { h.backgroundEnd(i.Err) },
-		CompactionEnd:   func(i pebble.CompactionInfo) { h.backgroundEnd(i.Err) },
+		BackgroundError: func(error) { h.stats.backgroundErrors.Inc() },
+		FlushEnd: func(i pebble.FlushInfo) {
+			// A flush that had nothing to write is told as one that failed.
+			if i.Err != nil && strings.Contains(i.Err.Error(), "empty table") {
+				i.Err = nil
+			}
+			h.backgroundEnd(&h.flushes, "flush", i.Err)
+		},
+		CompactionEnd: func(i pebble.CompactionInfo) {
+			if !errors.Is(i.Err, pebble.ErrCancelledCompaction) {
+				h.backgroundEnd(&h.compactions, "compaction", i.Err)
+			}
+		},
 		DataCorruption: func(i pebble.DataCorruptionInfo) {
 			h.noteCorruption("block", fmt.Errorf("%s: %w", i.Path, i.Details))
 		},
@@ -152,31 +173,29 @@ func (h *health) listener() *pebble.EventListener {
 	}
 }
 
-// backgroundError is told that a flush, a compaction or another background job failed.
-func (h *health) backgroundError(err error) {
-	h.stats.backgroundErrors.Inc()
-	failures := h.failures.Add(1)
+// backgroundEnd is told how a flush or a compaction ended.
+func (h *health) backgroundEnd(w *background, what string, err error) {
+	if err == nil {
+		if w.failures.Swap(0) > 0 {
+			w.degraded.Store(nil)
+			h.log.Info("storage: background writes work again", "what", what)
+		}
+		return
+	}
+	failures := w.failures.Add(1)
 	h.wake()
 	if h.stopped() != nil {
 		return
 	}
 	if isNoSpace(err) || failures >= backgroundFailuresMax {
-		degraded := fmt.Errorf("%w: %d failures in a row, the last: %w", ErrDegraded, failures, err)
-		h.degraded.Store(&degraded)
+		degraded := fmt.Errorf("%w: %d times in a row a %s failed, the last time: %w", ErrDegraded, failures, what, err)
+		w.degraded.Store(&degraded)
 	}
 	// The first, the second, the fourth and so on: a full disk must not fill up with messages about it.
 	if bits.OnesCount32(uint32(failures)) == 1 {
-		h.log.Error("storage: a background write failed and will be repeated", "error", oneLine(err), "failures_in_a_row", failures)
+		h.log.Error("storage: a background write failed and will be repeated",
+			"what", what, "error", oneLine(err), "failures_in_a_row", failures)
 	}
-}
-
-// backgroundEnd is told that a flush or a compaction ended. Its failure was told to backgroundError before.
-func (h *health) backgroundEnd(err error) {
-	if err != nil || h.failures.Swap(0) == 0 {
-		return
-	}
-	h.degraded.Store(nil)
-	h.log.Info("storage: background writes work again")
 }
 
 // noteCorruption counts and logs damage that was found.

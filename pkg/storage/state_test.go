@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -91,12 +92,14 @@ func TestBothSeesOneView(t *testing.T) {
 	k := []byte("k")
 	set := oneSibling(1, 2, "v")
 	write(t, e, func(b *Batch) { b.SetSiblings(0, k, set) })
-	const moves = 3000
+	const readsMin, movesMin, movesMax = 300, 300, 200_000
 	var wg sync.WaitGroup
-	stop := make(chan struct{})
+	var moves, reads atomic.Int64
 	wg.Go(func() {
-		defer close(stop)
-		for i := range moves {
+		for i := range movesMax {
+			if i >= movesMin && reads.Load() >= readsMin {
+				break
+			}
 			b := e.NewBatch()
 			if i%2 == 0 {
 				b.SetStrong(1, k, Strong{Value: []byte("v")})
@@ -109,21 +112,16 @@ func TestBothSeesOneView(t *testing.T) {
 				t.Error(err)
 			}
 			b.Close()
+			moves.Add(1)
 		}
 	})
-	reads := 0
-	for running := true; running; reads++ {
-		select {
-		case <-stop:
-			running = false
-		default:
-		}
+	for reads.Load() < readsMin || moves.Load() < movesMin {
 		_, hasS, _, hasE, err := e.State().Both(0, k)
 		require.NoError(t, err)
-		require.NotEqual(t, hasS, hasE, "read %d", reads)
+		require.NotEqual(t, hasS, hasE, "read %d, move %d", reads.Load(), moves.Load())
+		reads.Add(1)
 	}
 	wg.Wait()
-	require.Greater(t, reads, 100)
 }
 
 func TestScansVisitOneOwnerInOrderFromAKeyOn(t *testing.T) {
