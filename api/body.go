@@ -20,9 +20,9 @@ const (
 	// to be long: the claim costs the client nothing.
 	bodyChunkBytes = 4 << 10
 	bodyTrustBytes = 256 << 10
-	// drainFactor times the longest body is what is read and thrown away of one that is too long, so that a client that
-	// cannot stop sending gets to read why it was refused.
-	drainFactor = 4
+	// drainBytesMax is what is read and thrown away of the body of a request that is refused, so that a client that
+	// cannot stop sending gets to read why.
+	drainBytesMax = 16 << 20
 )
 
 // bodyBytesMax is the longest body of a request that carries one value as JSON.
@@ -34,7 +34,6 @@ func readBody(r *http.Request, limit int) ([]byte, *kv.Error) {
 		return nil, kv.Errorf(kv.CodeBadRequest, "content encoding %q is not supported; send the body as it is", encoding)
 	}
 	if r.ContentLength > int64(limit) {
-		drain(r, limit)
 		return nil, bodyTooLarge(limit)
 	}
 	size := bodyChunkBytes
@@ -50,9 +49,8 @@ func readBody(r *http.Request, limit int) ([]byte, *kv.Error) {
 		body = body[:len(body)+n]
 		switch {
 		case len(body) > limit:
-			drain(r, limit)
 			return nil, bodyTooLarge(limit)
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return body, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, &kv.Error{Code: codeRequestTimeout, Detail: "the body did not arrive in time", Retryable: true}
@@ -67,11 +65,11 @@ func bodyTooLarge(limit int) *kv.Error {
 }
 
 // drain reads on for a bounded while. A client that waits for permission to send is not given it.
-func drain(r *http.Request, limit int) {
-	if r.Header.Get("Expect") != "" {
+func drain(r *http.Request) {
+	if r.ContentLength == 0 || r.Header.Get("Expect") != "" {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, r.Body, int64(limit)*drainFactor)
+	_, _ = io.CopyN(io.Discard, r.Body, drainBytesMax)
 }
 
 // readValue returns the value that the body of a PUT holds: a JSON object's, or the raw bytes.

@@ -240,7 +240,7 @@ func isToken(s string) bool {
 // panicked answers a request whose handling hit a bug. Others go on: the store behind the front keeps its invariants by
 // itself. A panic that net/http uses to abort is passed on.
 func (x *exchange) panicked(cause any) {
-	if cause == http.ErrAbortHandler {
+	if err, ok := cause.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(cause)
 	}
 	x.h.deps.Logger.Error("request handler panicked", slog.String("request_id", x.id), slog.String("route", x.route),

@@ -96,21 +96,27 @@ func decodeString(body []byte, i int) (value []byte, next int, _ *kv.Error) {
 		return nil, 0, malformed(i, `a string opens with "`)
 	}
 	start := i + 1
-	out := start
-	for i = start; i < len(body); {
-		switch c := body[i]; {
-		case c == '"':
+	i = start
+	out := start // where the next decoded byte goes; behind i once an escape was undone
+	for i < len(body) {
+		run := i
+		for i < len(body) && body[i] >= ' ' && body[i] != '"' && body[i] != '\\' {
+			i++
+		}
+		if out < run {
+			copy(body[out:], body[run:i])
+		}
+		out += i - run
+		switch {
+		case i == len(body):
+		case body[i] == '"':
 			value = body[start:out:out]
 			if !utf8.Valid(value) {
 				return nil, 0, malformed(start, "a string is valid UTF-8; use base64 for other bytes")
 			}
 			return value, i + 1, nil
-		case c < ' ':
+		case body[i] != '\\':
 			return nil, 0, malformed(i, "a control character is escaped")
-		case c != '\\':
-			body[out] = c
-			out++
-			i++
 		default:
 			r, width := decodeEscape(body[i:])
 			if width == 0 {

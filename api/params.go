@@ -134,7 +134,7 @@ func parseLevel(_ *Config, p *params, value string) *kv.Error {
 // taken for "not given".
 func parseCount(name, value string, into *int) *kv.Error {
 	count, err := strconv.Atoi(value)
-	if err != nil && !(isDigits(strings.TrimPrefix(value, "-"))) {
+	if err != nil && !isDigits(strings.TrimPrefix(value, "-")) {
 		return kv.Errorf(kv.CodeBadRequest, "%s=%q is not a whole number", name, value)
 	}
 	if err != nil || count < 1 || count > quorumMax {

@@ -24,6 +24,7 @@ func (x *exchange) fail(err *kv.Error) { x.failWith(err, nil) }
 
 // failWith is fail with more members, which are JSON that begins with a comma.
 func (x *exchange) failWith(err *kv.Error, members []byte) {
+	drain(x.r)
 	status := StatusOf(err.Code)
 	if status == http.StatusInternalServerError {
 		x.h.deps.Logger.Error("request failed", slog.String("request_id", x.id), slog.String("error", err.Error()))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -249,11 +250,15 @@ func TestPanicIsAnsweredAndLeavesTheFrontServing(t *testing.T) {
 	require.Equal(t, 200, call(t, h, "PUT", "/kv/a", "v").Code)
 }
 
-// TestProblemTypesAreDocumented keeps the reference complete: each code has its heading there.
-func TestEveryCodeHasAStatusAndATitle(t *testing.T) {
+// TestEveryCodeHasAStatusATitleAndItsPlaceInTheReference keeps the links in problem documents alive.
+func TestEveryCodeHasAStatusATitleAndItsPlaceInTheReference(t *testing.T) {
+	reference, err := os.ReadFile("../docs/api.md")
+	require.NoError(t, err)
+	require.Contains(t, string(reference), "\n#### INTERNAL\n")
 	for _, code := range allCodes() {
 		require.NotEqual(t, titleOf(kv.CodeInternal), titleOf(code), code)
 		require.NotEqual(t, http.StatusInternalServerError, StatusOf(code), code)
+		require.Contains(t, string(reference), "\n#### "+string(code)+"\n")
 	}
 }
 

@@ -38,7 +38,7 @@ type RESPConfig struct {
 	ReplyBytesMax int
 	// FanoutMax is how many keys of one command are worked on at once.
 	FanoutMax int
-	// IdleTimeout is how long a connection may wait for its next command, and a command for its last byte.
+	// IdleTimeout is how long a client may send nothing, between commands or within one.
 	IdleTimeout time.Duration
 	// WriteTimeout bounds how long a client may take to accept a reply.
 	WriteTimeout time.Duration
@@ -101,7 +101,7 @@ type RESP struct {
 	base context.Context
 	cut  context.CancelFunc
 
-	// draining is set before read deadlines are moved into the past; see respConn.arm.
+	// draining is set before read deadlines are moved into the past; see respConn.Read.
 	draining atomic.Bool
 	running  sync.WaitGroup // one for each connection
 	accepted atomic.Uint64
@@ -140,7 +140,7 @@ func NewRESP(cfg RESPConfig, deps Deps) (*RESP, error) {
 
 // Serve accepts connections until Shutdown, and then returns nil. It closes the listener.
 func (s *RESP) Serve(l net.Listener) error {
-	defer l.Close() //nolint:errcheck // closing a listener twice is all that can fail
+	defer l.Close()
 	if !s.addListener(l) {
 		return nil
 	}
@@ -208,7 +208,7 @@ func (s *RESP) serve(nc net.Conn) {
 		s.mu.Unlock()
 	}()
 	c := &respConn{s: s, nc: nc}
-	c.in = respReader{in: bufio.NewReaderSize(nc, respBufferBytes), cfg: &s.cfg}
+	c.in = respReader{in: bufio.NewReaderSize(c, respBufferBytes), cfg: &s.cfg}
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.deps.Logger.Error("redis command panicked", slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
@@ -233,7 +233,7 @@ func (s *RESP) Shutdown(ctx context.Context) error {
 		_ = l.Close()
 	}
 	for nc := range s.conns {
-		_ = nc.SetReadDeadline(longPast())
+		_ = nc.SetReadDeadline(time.Unix(1, 0))
 	}
 	s.mu.Unlock()
 	done := make(chan struct{})
@@ -262,9 +262,8 @@ type respConn struct {
 	s     *RESP
 	nc    net.Conn
 	in    respReader
-	out   []byte    // replies not yet sent
-	level kv.Level  // chosen by CONSISTENCY; LevelUnset leaves it to the policy
-	armed time.Time // when the read deadline was set
+	out   []byte   // replies not yet sent
+	level kv.Level // chosen by CONSISTENCY; LevelUnset leaves it to the policy
 	quit  bool
 }
 
@@ -272,21 +271,12 @@ type respConn struct {
 // are sent.
 const respReplyBytes = 64 << 10
 
+// errDraining ends a connection once what had arrived before the shutdown is answered.
+var errDraining = errors.New("api: shutting down")
+
 // run serves commands until the client is done, or shutdown asks to stop.
 func (c *respConn) run() {
 	for !c.quit {
-		waits := !c.in.buffered()
-		if waits || len(c.out) >= respReplyBytes {
-			if c.flush() != nil {
-				return
-			}
-		}
-		// A busy pipeline never waits at this point, but may within a command; its deadline moves on now and then.
-		if waits || time.Since(c.armed) > c.s.cfg.IdleTimeout/2 {
-			if !c.arm() && waits {
-				return
-			}
-		}
 		args, err := c.in.next()
 		if violation, ok := errors.AsType[*protocolError](err); ok {
 			c.out = redcon.AppendError(c.out, "ERR "+violation.Error())
@@ -299,25 +289,28 @@ func (c *respConn) run() {
 			c.s.executed.Add(1)
 			c.command(args)
 		}
+		if len(c.out) >= respReplyBytes && c.flush() != nil {
+			return
+		}
 	}
 	_ = c.flush()
 }
 
-// arm sets the deadline of the next reads. It reports false when shutdown has begun: then nothing more is read. The
-// deadline is set before the flag is looked at, and Shutdown sets the flag before its own deadline in the past, so that
-// whichever order the two meet in, the one in the past stays.
-func (c *respConn) arm() bool {
-	c.armed = time.Now()
-	_ = c.nc.SetReadDeadline(c.armed.Add(c.s.cfg.IdleTimeout))
-	if c.s.draining.Load() {
-		_ = c.nc.SetReadDeadline(longPast())
-		return false
+// Read is what the command reader reads from. Only here does a connection wait for its client, even in the middle of a
+// command, so this is where replies leave first: one write for all commands that arrived together.
+//
+// The deadline is set before the flag is looked at, and Shutdown sets the flag before its own deadline in the past, so
+// that whichever order the two meet in, nothing is waited for once shutdown has begun.
+func (c *respConn) Read(p []byte) (int, error) {
+	if err := c.flush(); err != nil {
+		return 0, err
 	}
-	return true
+	_ = c.nc.SetReadDeadline(time.Now().Add(c.s.cfg.IdleTimeout))
+	if c.s.draining.Load() {
+		return 0, errDraining
+	}
+	return c.nc.Read(p)
 }
-
-// longPast is a deadline that has expired.
-func longPast() time.Time { return time.Unix(1, 0) }
 
 func (c *respConn) flush() error {
 	if len(c.out) == 0 {

@@ -31,9 +31,6 @@ type respReader struct {
 	cfg *RESPConfig
 }
 
-// buffered reports whether more of what the client sent is here already.
-func (r *respReader) buffered() bool { return r.in.Buffered() > 0 }
-
 // next reads one command. No arguments and no error mean that the client sent an empty one, which has no reply.
 func (r *respReader) next() ([][]byte, error) {
 	line, err := r.line()
@@ -70,7 +67,7 @@ func (r *respReader) line() ([]byte, error) {
 		return nil, &protocolError{"too big inline request"}
 	}
 	if err != nil {
-		if err == io.EOF && len(line) > 0 {
+		if errors.Is(err, io.EOF) && len(line) > 0 {
 			err = io.ErrUnexpectedEOF
 		}
 		return nil, err
@@ -114,7 +111,7 @@ func (r *respReader) bulk(left int) ([]byte, error) {
 
 // unexpected names the end of the stream inside a command.
 func unexpected(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -69,7 +69,7 @@ func TestShutdownFinishesWhatIsInFlightAndTakesNothingNew(t *testing.T) {
 			answered <- err.Error()
 			return
 		}
-		defer resp.Body.Close() //nolint:errcheck // read to its end
+		defer resp.Body.Close()
 		body, _ := io.ReadAll(resp.Body)
 		answered <- fmt.Sprint(resp.StatusCode, " ", string(body))
 	}()
@@ -112,7 +112,7 @@ func TestShutdownCutsWhatDoesNotFinishInTime(t *testing.T) {
 	s, addr := startServer(t, DefaultConfig(), node)
 	c, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
-	defer c.Close() //nolint:errcheck // cut by the server
+	defer c.Close()
 	_, _ = io.WriteString(c, "GET /kv/a HTTP/1.1\r\nHost: x\r\n\r\n")
 	<-entered
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
@@ -176,7 +176,7 @@ func TestLimitsOfTheWire(t *testing.T) {
 
 	idle, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
-	defer idle.Close() //nolint:errcheck // closed by the server
+	defer idle.Close()
 	_, err = io.WriteString(idle, "GET /kv/a HTTP/1.1\r\nHos")
 	require.NoError(t, err)
 	_ = idle.SetReadDeadline(time.Now().Add(5 * time.Second))
@@ -203,6 +203,12 @@ func TestClientThatSendsTooMuchReadsWhy(t *testing.T) {
 			require.NoError(t, resp.Body.Close())
 		}
 	}
+	r, err := http.NewRequest("PUT", "http://"+addr+"/kv/a?nonsense=1", bytes.NewReader(make([]byte, kv.ValueBytesMax)))
+	require.NoError(t, err)
+	resp, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	require.Equal(t, 400, resp.StatusCode, "whatever it was refused for")
+	require.NoError(t, resp.Body.Close())
 	require.Empty(t, node.writes)
 }
 
