@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -27,8 +28,11 @@ type call struct {
 	prev, next *call
 }
 
-// reply ends the call with the peer's reply, which the call may keep.
+// reply ends the call with the peer's reply. The payload is not retained.
 func (c *call) reply(payload []byte) {
+	if c.kind != kindWrite { // what a write is answered with has no bytes of its own
+		payload = bytes.Clone(payload)
+	}
 	body, answer, err := splitReply(payload)
 	switch {
 	case err != nil:

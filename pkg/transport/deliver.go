@@ -119,7 +119,7 @@ func (m *Mux) handle(p *peer, life uint64, f frame, skew error) {
 			m.metrics.strayReplies.Inc()
 			return
 		}
-		c.reply(bytes.Clone(f.payload))
+		c.reply(f.payload)
 	case f.kind.isRequest():
 		if !p.fresh(life, f.id) {
 			m.metrics.repeated.Inc()

@@ -3,10 +3,10 @@ package transport
 import (
 	"fmt"
 
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto"
+	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 )
 
 // The fields of peerpb.Batch.
@@ -32,49 +32,70 @@ func (b *rawBatch) free() {
 
 // codec is protobuf, but for rawBatch, which it writes and reads itself, in the same wire form. gRPC picks the codec of
 // a server for all of its services; that is why it stands in front of protobuf instead of having a name of its own.
-type codec struct{ proto encoding.CodecV2 }
+type codec struct{ pool *bufferPool }
 
-func newCodec() codec { return codec{proto: encoding.GetCodecV2(proto.Name)} }
+func newCodec() codec { return codec{pool: new(bufferPool)} }
 
 // Name implements encoding.CodecV2.
-func (codec) Name() string { return proto.Name }
+func (codec) Name() string { return grpcproto.Name }
 
-// Marshal implements encoding.CodecV2. The batch is copied into a buffer of gRPC's pool, which gRPC gives back once it
-// has written it: that may be long after SendMsg returned, when the sender's own memory is being filled again.
+// Marshal implements encoding.CodecV2. The message is written into a buffer of the pool, which gRPC gives back once it
+// has sent it: that may be long after SendMsg returned, when the sender's own memory is being filled again.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	b, ok := v.(*rawBatch)
-	if !ok {
-		return c.proto.Marshal(v)
+	var buf *[]byte
+	switch m := v.(type) {
+	case *rawBatch:
+		buf = c.pool.Get(m.size())
+		*buf = m.appendTo((*buf)[:0])
+	case proto.Message:
+		var err error
+		buf = c.pool.Get(proto.Size(m))
+		// The size was computed just now and nobody changes a message that is being sent.
+		if *buf, err = (proto.MarshalOptions{UseCachedSize: true}).MarshalAppend((*buf)[:0], m); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, fmt.Errorf("transport: cannot send a %T: it is no protobuf message", v)
 	}
-	size := protowire.SizeTag(batchFieldFrames) + protowire.SizeBytes(len(b.frames))
-	if b.receipt {
-		size += protowire.SizeTag(batchFieldReceipt) + protowire.SizeVarint(1)
-	}
-	pool := mem.DefaultBufferPool()
-	buf := pool.Get(size)
-	out := protowire.AppendTag((*buf)[:0], batchFieldFrames, protowire.BytesType)
-	out = protowire.AppendBytes(out, b.frames)
-	if b.receipt {
-		out = protowire.AppendTag(out, batchFieldReceipt, protowire.VarintType)
-		out = protowire.AppendVarint(out, 1)
-	}
-	*buf = out
-	return mem.BufferSlice{mem.NewBuffer(buf, pool)}, nil
+	return mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, nil
 }
 
 // Unmarshal implements encoding.CodecV2. A rawBatch must be freed by whoever received it.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	b, ok := v.(*rawBatch)
-	if !ok {
-		return c.proto.Unmarshal(data, v)
-	}
-	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
-	if err := b.parse(buffer.ReadOnlyData()); err != nil {
+	buffer := data.MaterializeToBuffer(c.pool)
+	switch m := v.(type) {
+	case *rawBatch:
+		if err := m.parse(buffer.ReadOnlyData()); err != nil {
+			buffer.Free()
+			return err
+		}
+		m.buffer = buffer
+		return nil
+	case proto.Message:
+		defer buffer.Free()
+		return proto.Unmarshal(buffer.ReadOnlyData(), m)
+	default:
 		buffer.Free()
-		return err
+		return fmt.Errorf("transport: cannot receive a %T: it is no protobuf message", v)
 	}
-	b.buffer = buffer
-	return nil
+}
+
+func (b *rawBatch) size() int {
+	size := protowire.SizeTag(batchFieldFrames) + protowire.SizeBytes(len(b.frames))
+	if b.receipt {
+		size += protowire.SizeTag(batchFieldReceipt) + protowire.SizeVarint(1)
+	}
+	return size
+}
+
+func (b *rawBatch) appendTo(dst []byte) []byte {
+	dst = protowire.AppendTag(dst, batchFieldFrames, protowire.BytesType)
+	dst = protowire.AppendBytes(dst, b.frames)
+	if b.receipt {
+		dst = protowire.AppendTag(dst, batchFieldReceipt, protowire.VarintType)
+		dst = protowire.AppendVarint(dst, 1)
+	}
+	return dst
 }
 
 // parse reads the fields of peerpb.Batch and skips what it does not know.

@@ -86,8 +86,9 @@ type GRPCDeps struct {
 // GRPCWire makes links of gRPC streams. Each link has a connection of its own, so that a new link never waits behind
 // the remains of the one before; the pauses between attempts are the Mux's.
 type GRPCWire struct {
-	cfg  GRPCConfig
-	deps GRPCDeps
+	cfg   GRPCConfig
+	deps  GRPCDeps
+	codec codec // shared by the links, for its pool
 }
 
 // NewGRPCWire returns a wire over gRPC.
@@ -102,7 +103,7 @@ func NewGRPCWire(cfg GRPCConfig, deps GRPCDeps) (*GRPCWire, error) {
 		var d net.Dialer
 		deps.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) }
 	}
-	return &GRPCWire{cfg: cfg, deps: deps}, nil
+	return &GRPCWire{cfg: cfg, deps: deps, codec: newCodec()}, nil
 }
 
 // Connect implements Wire. It returns once both ends have introduced themselves and found that they belong together.
@@ -150,7 +151,7 @@ func (w *GRPCWire) options() []grpc.DialOption {
 		grpc.WithReadBufferSize(w.cfg.BufferBytes),
 		grpc.WithWriteBufferSize(w.cfg.BufferBytes),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: w.cfg.KeepaliveEvery, Timeout: w.cfg.KeepaliveTimeout}),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec()), grpc.MaxCallSendMsgSize(w.cfg.MessageBytesMax)),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(w.codec), grpc.MaxCallSendMsgSize(w.cfg.MessageBytesMax)),
 	}
 }
 
@@ -198,6 +199,8 @@ type grpcLink struct {
 	timeout time.Duration
 	overdue *time.Timer
 
+	closing  sync.Once
+	closeErr error // of closing
 	// received is closed when the receiving goroutine has ended.
 	received chan struct{}
 	broken   chan struct{}
@@ -284,7 +287,7 @@ func (l *grpcLink) Err() error {
 // Close implements Link.
 func (l *grpcLink) Close() error {
 	l.fail(ErrClosed)
-	err := l.conn.Close()
+	l.closing.Do(func() { l.closeErr = l.conn.Close() })
 	<-l.received
-	return err
+	return l.closeErr
 }

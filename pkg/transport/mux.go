@@ -241,7 +241,7 @@ func (m *Mux) Read(ctx context.Context, to kv.NodeID, r quorum.ReadRequest, done
 // says what is known about the request: see ErrNotSent.
 func (m *Mux) Forward(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error) {
 	if to == m.self {
-		deadline := m.deadline(ctx)
+		deadline := m.deadline(ctx, time.Now())
 		return wait(ctx, deadline, r.Op.IsWrite(), func(reply func(kv.Response, error)) {
 			m.handler.HandleForward(to, *r, deadline, reply)
 		})
@@ -264,7 +264,7 @@ func (m *Mux) Forward(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Resp
 // Exchange hands an anti-entropy message to the peer and waits for the answer, which is the caller's to keep.
 func (m *Mux) Exchange(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error) {
 	if to == m.self {
-		return wait(ctx, m.deadline(ctx), true, func(reply func([]byte, error)) { m.handler.HandleExchange(to, payload, reply) })
+		return wait(ctx, m.deadline(ctx, time.Now()), true, func(reply func([]byte, error)) { m.handler.HandleExchange(to, payload, reply) })
 	}
 	return m.await(ctx, to, kindExchange, true, func(dst []byte) []byte { return append(dst, payload...) })
 }
@@ -272,7 +272,7 @@ func (m *Mux) Exchange(ctx context.Context, to kv.NodeID, payload []byte) ([]byt
 // Meta hands a command for group 0 to the peer and waits for the answer, which is the caller's to keep.
 func (m *Mux) Meta(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error) {
 	if to == m.self {
-		return wait(ctx, m.deadline(ctx), true, func(reply func([]byte, error)) { m.handler.HandleMeta(to, payload, reply) })
+		return wait(ctx, m.deadline(ctx, time.Now()), true, func(reply func([]byte, error)) { m.handler.HandleMeta(to, payload, reply) })
 	}
 	return m.await(ctx, to, kindMeta, true, func(dst []byte) []byte { return append(dst, payload...) })
 }
@@ -329,16 +329,16 @@ func (m *Mux) request(ctx context.Context, to kv.NodeID, c *call, epoch kv.Epoch
 		m.metrics.callFailed(callNotSent)
 		return nil, notSent(kv.CodeNotReady, "node %d cannot be sent to (%v)", to, err)
 	}
-	deadline := m.deadline(ctx)
+	now := time.Now()
+	deadline := m.deadline(ctx, now)
 	err = p.request(c, deadline, func(dst []byte) []byte {
-		return body(appendRequestPrefix(dst, epoch, time.Until(deadline)))
+		return body(appendRequestPrefix(dst, epoch, deadline.Sub(now)))
 	})
 	return p, err
 }
 
-// deadline is when a call made now is overdue.
-func (m *Mux) deadline(ctx context.Context) time.Time {
-	now := time.Now()
+// deadline is when a call is overdue that is made now.
+func (m *Mux) deadline(ctx context.Context, now time.Time) time.Time {
 	if d, ok := ctx.Deadline(); ok {
 		if latest := now.Add(m.cfg.CallTimeoutMax); d.After(latest) {
 			return latest

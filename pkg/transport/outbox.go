@@ -1,14 +1,17 @@
 package transport
 
 import (
+	"slices"
+
 	"github.com/caprockdb/caprock/pkg/invariant"
 )
 
 // spareBytesMax is the capacity up to which a sent chunk's memory is kept for the next one, and sparesMax how many are
-// kept: one is being filled while another is being sent.
+// kept: one is being filled while another is being sent. idleSpareBytesMax is what a peer keeps that is sent nothing.
 const (
-	spareBytesMax = 1 << 20
-	sparesMax     = 2
+	spareBytesMax     = 2 << 20
+	idleSpareBytesMax = 64 << 10
+	sparesMax         = 2
 )
 
 // chunk is a batch in the making: room for a header, then whole frames.
@@ -38,9 +41,13 @@ func (o *outbox) tail(chunkBytesMax int) *chunk {
 		return &o.chunks[n-1]
 	}
 	var buf []byte
-	if n := len(o.spares); n > 0 {
+	switch n := len(o.spares); {
+	case n > 0:
 		buf, o.spares = o.spares[n-1], o.spares[:n-1]
-	} else {
+	case len(o.chunks) > 0:
+		// The one before is full, so this one most likely will be: growing it step by step would copy it twice.
+		buf = make([]byte, headerBytes, headerBytes+chunkBytesMax+chunkBytesMax/8)
+	default:
 		buf = make([]byte, headerBytes, 4<<10)
 	}
 	o.newest++
@@ -73,6 +80,11 @@ func (o *outbox) recycle(buf []byte) {
 	if cap(buf) <= spareBytesMax && len(o.spares) < sparesMax {
 		o.spares = append(o.spares, buf)
 	}
+}
+
+// trim lets go of large spares.
+func (o *outbox) trim() {
+	o.spares = slices.DeleteFunc(o.spares, func(buf []byte) bool { return cap(buf) > idleSpareBytesMax })
 }
 
 // queued reports whether the chunk is still here.

@@ -130,6 +130,7 @@ func (p *peer) pump(ctx context.Context, link Link) (err error) {
 		select {
 		case <-p.wake:
 		case <-idle.C:
+			p.trim()
 			batch = make([]byte, headerBytes)
 		case <-link.Broken():
 			return link.Err()
@@ -139,6 +140,14 @@ func (p *peer) pump(ctx context.Context, link Link) (err error) {
 			return ctx.Err()
 		}
 	}
+}
+
+// trim lets go of memory that the peer's outboxes do not need while little is sent.
+func (p *peer) trim() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.raft.trim()
+	p.data.trim()
 }
 
 // next takes back the memory of the batch that was sent and returns the next one, nil when nothing is queued. It has
