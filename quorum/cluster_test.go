@@ -22,7 +22,8 @@ import (
 // cluster is a few replicas of one partition over a scripted network. It runs inside a synctest bubble, so that its
 // delays cost no real time, and outside of one for races.
 type cluster struct {
-	t testing.TB
+	t   testing.TB
+	cfg storage.Config
 	// mu guards links and the entries of nodes, which powerCut replaces.
 	mu    sync.Mutex
 	nodes map[kv.NodeID]*testNode
@@ -76,10 +77,19 @@ func testStorageConfig() storage.Config {
 }
 
 func newCluster(t testing.TB, n int) *cluster {
-	c := &cluster{t: t, nodes: map[kv.NodeID]*testNode{}, links: map[[2]kv.NodeID]link{}}
-	for id := kv.NodeID(1); id <= kv.NodeID(n); id++ {
+	return newClusterOn(t, n, testStorageConfig(), func() (storage.FS, func() storage.FS) {
 		fs := storage.NewCrashableMemFS()
-		node := &testNode{id: id, c: c, fs: fs, crash: func() storage.FS { return withZero(fs.CrashClone) }}
+		return fs, func() storage.FS { return withZero(fs.CrashClone) }
+	})
+}
+
+// newClusterOn makes a cluster whose nodes have the storage configuration, and disks made by fs with what a power cut
+// would leave of them.
+func newClusterOn(t testing.TB, n int, cfg storage.Config, disk func() (storage.FS, func() storage.FS)) *cluster {
+	c := &cluster{t: t, cfg: cfg, nodes: map[kv.NodeID]*testNode{}, links: map[[2]kv.NodeID]link{}}
+	for id := kv.NodeID(1); id <= kv.NodeID(n); id++ {
+		node := &testNode{id: id, c: c}
+		node.fs, node.crash = disk()
 		node.position.Store(&causal.Position{Term: 1, Index: 1})
 		c.nodes[id] = node
 		node.start()
@@ -130,7 +140,7 @@ func withZero[P, R any](f func(P) R) R {
 func (n *testNode) start() {
 	t := n.c.t
 	var err error
-	n.engine, err = storage.Open("db", testStorageConfig(), storage.Deps{FS: n.fs})
+	n.engine, err = storage.Open("db", n.c.cfg, storage.Deps{FS: n.fs})
 	require.NoError(t, err)
 	n.disk = newTestDisk(n.engine)
 	n.clock, err = causal.NewClock(causal.DefaultClockConfig(), causal.ClockDeps{
@@ -166,7 +176,7 @@ func (n *testNode) start() {
 		n.stopCoordinator()
 		cancel()
 		wg.Wait()
-		require.NoError(t, n.engine.Close())
+		_ = n.engine.Close() // a test may have closed it
 	}
 }
 

@@ -586,3 +586,120 @@ func TestCoordinatorRefusesAfterItsStop(t *testing.T) {
 		require.Equal(t, kv.CodeNotReady, kv.CodeOf(err))
 	})
 }
+
+func TestRefusalMovesTheClockAboveWhatRefused(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		c.nodes[1].skew = -200 * time.Millisecond
+		ahead := time.Now().Add(100 * time.Millisecond)
+		for id := kv.NodeID(2); id <= 3; id++ {
+			require.True(t, (<-writeAsync(c.nodes[id].store, arriving("k", 2, ahead.UnixMilli(), "ahead"))).reply.Accepted)
+		}
+		res, err := c.put(1, "k", "v", nil, 2)
+		require.NoError(t, err)
+		require.True(t, res.Timestamp.Compare(ahead.Truncate(time.Millisecond)) >= 0)
+		got, err := c.get(3, "k", 2)
+		require.NoError(t, err)
+		require.Equal(t, "v", string(got.Value))
+	})
+}
+
+func TestReadAnswersTheNewestStrongStateOfAllAsked(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		for id := kv.NodeID(1); id <= 3; id++ {
+			c.nodes[id].strong("k", storage.Strong{
+				Value: fmt.Append(nil, "revision ", 10-id), Revision: uint64(10 - id),
+				Stamp: causal.Stamp{Base: causal.Position{Term: 1, Index: uint64(10 - id)}, Time: 1},
+			})
+		}
+		// Stamped between the states of nodes 1 and 2: it is the answer at node 2 and replaced at node 1.
+		w := arriving("k", 2, time.Now().UnixMilli(), "between")
+		w.Set.Siblings[0].Stamp.Base.Index = 8
+		require.True(t, (<-writeAsync(c.nodes[2].store, w)).reply.Accepted)
+		for at := kv.NodeID(1); at <= 3; at++ {
+			got, err := c.get(at, "k", 3)
+			require.NoError(t, err)
+			require.Equal(t, "revision 9", string(got.Value), "asked at node %d", at)
+			require.Equal(t, uint64(9), got.Version)
+			require.True(t, got.Settled)
+		}
+		got, err := c.do(2, time.Second, &kv.Request{Op: kv.OpGet, Key: []byte("k"), Level: kv.LevelLocal}, kv.Quorum{})
+		require.NoError(t, err)
+		require.Equal(t, "between", string(got.Value))
+	})
+}
+
+func TestReadThatTooFewCanAnswerIsRefusedBeforeAnythingIsSent(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		c.setLink(1, 2, link{swallow: true})
+		c.nodes[2].dead.Store(true)
+		within(t, time.Millisecond, func() {
+			_, err := c.get(1, "k", 3)
+			require.Equal(t, kv.CodeQuorumUnavailable, kv.CodeOf(err))
+			require.Equal(t, [2]int{3, 2}, [2]int{kv.AsError(err).Required, kv.AsError(err).Alive})
+		})
+		require.Zero(t, c.nodes[1].coord.calls.outstanding())
+	})
+}
+
+func TestCallsHaveAtLeastTheRequestsOwnTime(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		late := DefaultConfig().ReplicaTimeout + time.Second
+		c.setLink(1, 2, link{delay: late})
+		c.setLink(1, 3, link{delay: late})
+		_, err := c.do(1, 2*late, &kv.Request{Op: kv.OpPut, Key: []byte("k")}, kv.Quorum{W: 2})
+		require.NoError(t, err)
+	})
+}
+
+func TestReplicasTakePartByPreferenceAndAreAskedAliveFirst(t *testing.T) {
+	inBubble(t, 5, func(t *testing.T, c *cluster) {
+		c.nodes[2].dead.Store(true)
+		for _, want := range []struct {
+			self  kv.NodeID
+			n     int
+			nodes []kv.NodeID
+			alive int
+		}{
+			{1, 5, []kv.NodeID{1, 3, 4, 5, 2}, 4},
+			{4, 5, []kv.NodeID{4, 5, 1, 3, 2}, 4},
+			{3, 3, []kv.NodeID{3, 1, 2}, 2},
+			{4, 3, []kv.NodeID{4, 1, 2}, 2}, // not among the first 3: it takes the third's place
+			{5, 1, []kv.NodeID{5}, 1},
+		} {
+			nodes, alive := c.nodes[want.self].coord.participants(&Call{Owners: c.owners(), Quorum: kv.Quorum{N: want.n}})
+			require.Equal(t, want.nodes, nodes)
+			require.Equal(t, want.alive, alive)
+		}
+	})
+}
+
+func TestRequestWithoutADeadlineGetsOne(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		c.setLink(1, 2, link{swallow: true})
+		c.setLink(1, 3, link{swallow: true})
+		start := time.Now()
+		_, err := c.nodes[1].coord.Do(context.Background(), Call{
+			Request: &kv.Request{Op: kv.OpPut, Key: []byte("k"), Level: kv.LevelEventual}, Partition: 3, Epoch: 1,
+			Owners: c.owners(), Quorum: kv.Quorum{N: 3, R: 2, W: 2}, Resolver: LWW{},
+		})
+		require.Equal(t, kv.CodeDeadlineExceeded, kv.CodeOf(err))
+		require.Equal(t, DefaultConfig().RequestTimeout, time.Since(start))
+	})
+}
+
+func TestReplicaThatCannotReadItsDiskIsLeftOut(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		_, err := c.put(1, "k", "v", nil, 3)
+		require.NoError(t, err)
+		// A closed engine stands for one that cannot read.
+		require.NoError(t, c.nodes[1].engine.Close())
+		got, err := c.get(1, "k", 1)
+		require.NoError(t, err)
+		require.Equal(t, "v", string(got.Value))
+		require.NotContains(t, got.Replicas, kv.NodeID(1))
+		_, err = c.put(1, "k", "w", nil, 1)
+		e := kv.AsError(err)
+		require.Equal(t, kv.CodeInternal, e.Code)
+		require.Equal(t, kv.OutcomeNotApplied, e.Outcome)
+	})
+}
