@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/meta"
 	"github.com/caprockdb/caprock/pkg/transport"
@@ -78,7 +79,11 @@ func (h handler) HandleForward(_ kv.NodeID, r kv.Request, deadline time.Time, re
 
 // HandleExchange implements transport.Handler.
 func (h handler) HandleExchange(from kv.NodeID, payload []byte, reply func([]byte, error)) {
-	h.spawn(func() { reply(h.n.exchange.Handle(from, payload)) })
+	h.spawn(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), h.n.cfg.AntiEntropy.Timeout)
+		defer cancel()
+		reply(h.n.exchange.Handle(ctx, from, payload))
+	})
 }
 
 // HandleMeta implements transport.Handler.
@@ -122,16 +127,17 @@ func (f metaForwarder) Meta(ctx context.Context, to kv.NodeID, payload []byte) (
 	return f.mux.Meta(ctx, to, append([]byte{metaCommand}, payload...))
 }
 
-// repairer merges what anti-entropy received into this node's replica.
-type repairer struct{ n *Node }
+// merger merges what anti-entropy received into this node's replica.
+type merger struct{ n *Node }
 
-// Apply implements antientropy.Applier: it merges the set and returns once the result is durable.
-func (r repairer) Apply(ctx context.Context, w quorum.WriteRequest) error {
-	if err := r.n.checkEpoch(w.Partition, w.Epoch); err != nil {
+// Merge implements antientropy.Merger.
+func (m merger) Merge(ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet) error {
+	if err := m.n.checkEpoch(p, epoch); err != nil {
 		return err
 	}
 	done := make(chan error, 1)
-	r.n.eventual.Write(w, func(_ quorum.WriteReply, err error) { done <- err })
+	m.n.eventual.Write(quorum.WriteRequest{Partition: p, Epoch: epoch, Key: key, Set: set},
+		func(_ quorum.WriteReply, err error) { done <- err })
 	select {
 	case err := <-done:
 		return err

@@ -186,7 +186,7 @@ func (n *Node) composeEventual(deps Deps) (err error) {
 		return err
 	}
 	n.exchange, err = antientropy.New(n.cfg.AntiEntropy, antientropy.Deps{
-		Self: n.id.Node, State: n.engine.State(), Apply: repairer{n}, Peer: n.mux, Owners: n.ownedPartitions,
+		Self: n.id.Node, State: n.engine.State(), Merger: merger{n}, Peer: n.mux, Owned: n.ownedPartitions,
 		Alive: n.alive, Rand: n.rand.fork(), Logger: n.log, Registerer: deps.Registerer,
 	})
 	return err

@@ -1,0 +1,272 @@
+package antientropy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+func TestCompareEqualsItsNaiveTwin(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		draw := func(name string) map[string]uint64 {
+			return rapid.MapOf(rapid.StringMatching("[ab]{1,4}"), rapid.Uint64Range(0, 1)).Draw(t, name)
+		}
+		list := func(m map[string]uint64) []keyHash {
+			var out []keyHash
+			for k, h := range m {
+				out = append(out, keyHash{key: []byte(k), hash: h})
+			}
+			slices.SortFunc(out, func(a, b keyHash) int { return bytes.Compare(a.key, b.key) })
+			return out
+		}
+		ours, theirs := draw("ours"), draw("theirs")
+		var want []string
+		for k, h := range ours {
+			if o, ok := theirs[k]; !ok || o != h {
+				want = append(want, k)
+			}
+		}
+		for k := range theirs {
+			if _, ok := ours[k]; !ok {
+				want = append(want, k)
+			}
+		}
+		var got []string
+		for _, k := range compare(list(ours), list(theirs)) {
+			got = append(got, string(k))
+		}
+		slices.Sort(want)
+		slices.Sort(got) // the order within the tail does not matter
+		require.Equal(t, want, got)
+	})
+}
+
+func FuzzDecodersNeverPanic(f *testing.F) {
+	f.Add(chunk{more: true, keys: []keyHash{{key: []byte("a"), hash: 1}}}.append(nil))
+	f.Add(keySet{key: []byte("k"), set: sibling(1, "v")}.append(nil))
+	f.Add(merged{taken: 1, sets: []keySet{{key: []byte("k"), set: sibling(1, "v")}}}.append(nil))
+	f.Add(header{kind: askKeys, partition: 3, epoch: 1}.append(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if c, err := decodeChunk(b); err == nil {
+			again, err := decodeChunk(c.append(nil))
+			require.NoError(t, err)
+			require.Equal(t, c, again)
+		}
+		_, _ = decodeKeySets(b)
+		_, _ = decodeMerged(b, 4)
+		_, _, _ = decodeHeader(b)
+		_, _ = decodeDigest(b)
+		_, _, _ = decodeLeafSet(b)
+	})
+}
+
+func sibling(n uint64, value string) causal.SiblingSet {
+	d := causal.Dot{Node: kv.NodeID(n%3 + 1), Time: causal.HLC(n)}
+	return causal.SiblingSet{}.Put(causal.Sibling{ID: d, Dot: d, Stamp: causal.Stamp{Time: d.Time, Node: d.Node}, Value: []byte(value)}, nil)
+}
+
+// replica is one side of an exchange: an engine with the plainest Merger, reachable from the other side.
+type replica struct {
+	id      kv.NodeID
+	engine  *storage.Engine
+	service *Service
+	others  map[kv.NodeID]*replica
+	asked   int
+	carried int
+	down    bool
+}
+
+func (r *replica) Merge(_ context.Context, p kv.PartitionID, _ kv.Epoch, key []byte, set causal.SiblingSet) error {
+	held, _, err := r.engine.State().Siblings(p, key)
+	if err != nil {
+		return err
+	}
+	return r.put(p, key, causal.Merge(held, set))
+}
+
+func (r *replica) put(p kv.PartitionID, key []byte, set causal.SiblingSet) error {
+	b := r.engine.NewBatch()
+	defer b.Close()
+	b.SetSiblings(p, key, set)
+	return r.engine.ApplyNoSync(b)
+}
+
+// Exchange implements Peer.
+func (r *replica) Exchange(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error) {
+	other := r.others[to]
+	if other.down {
+		return nil, errors.New("down")
+	}
+	r.asked++
+	r.carried += len(payload)
+	out, err := other.service.Handle(ctx, r.id, payload)
+	r.carried += len(out)
+	return out, err
+}
+
+func (r *replica) rows(t *testing.T, p kv.PartitionID) map[string]causal.SiblingSet {
+	t.Helper()
+	out := map[string]causal.SiblingSet{}
+	require.NoError(t, r.engine.State().ScanSiblings(p, nil, func(key []byte, set causal.SiblingSet) (bool, error) {
+		out[string(key)] = set
+		return true, nil
+	}))
+	return out
+}
+
+// group makes n replicas of partitions 0 and 1.
+func group(t *testing.T, n int, cfg Config) []*replica {
+	t.Helper()
+	owners := make([]kv.NodeID, n)
+	all := map[kv.NodeID]*replica{}
+	for i := range owners {
+		owners[i] = kv.NodeID(i + 1)
+	}
+	var out []*replica
+	for _, id := range owners {
+		e, err := storage.OpenInMemory()
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, e.Close()) })
+		r := &replica{id: id, engine: e, others: all}
+		r.service, err = New(cfg, Deps{
+			Self: id, State: e.State(), Merger: r, Peer: r,
+			Owned: func() []Owned {
+				return []Owned{{Partition: 0, Epoch: 1, Owners: owners}, {Partition: 1, Epoch: 1, Owners: owners}}
+			},
+			Alive: func(id kv.NodeID) bool { return !all[id].down },
+			Rand:  rand.New(rand.NewPCG(uint64(id), 1)), Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+		})
+		require.NoError(t, err)
+		all[id] = r
+		out = append(out, r)
+	}
+	return out
+}
+
+func testConfig() Config {
+	cfg := DefaultConfig()
+	cfg.ChunkBytesMax = 1 << 10 // many chunks, small data
+	return cfg
+}
+
+func TestExchangeMakesTwoReplicasEqualWhateverTheyHold(t *testing.T) {
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 7))
+			g := group(t, 2, testConfig())
+			want := map[string]causal.SiblingSet{}
+			for i := range 400 {
+				key := fmt.Sprintf("key-%03d", r.IntN(300))
+				set := sibling(uint64(i+1), string(bytes.Repeat([]byte{'x'}, r.IntN(40))))
+				for j, side := range g {
+					if r.IntN(3) != j { // a third on one side only
+						require.NoError(t, side.Merge(t.Context(), 0, 1, []byte(key), set))
+						want[key] = causal.Merge(want[key], set)
+					}
+				}
+			}
+			o := g[0].service.deps.Owned()[0]
+			n, err := g[0].service.compareWith(t.Context(), o, 2)
+			require.NoError(t, err)
+			require.Positive(t, n)
+			require.Equal(t, len(want), len(g[0].rows(t, 0)))
+			for key, set := range want {
+				for _, side := range g {
+					require.True(t, side.rows(t, 0)[key].Equal(set), "%s on node %d", key, side.id)
+				}
+			}
+			g[0].asked = 0
+			n, err = g[0].service.compareWith(t.Context(), o, 2)
+			require.NoError(t, err)
+			require.Zero(t, n)
+			require.Equal(t, 1, g[0].asked, "equal replicas cost one round trip")
+		})
+	}
+}
+
+func TestOneSideEmptyGetsEverythingInBoundedChunks(t *testing.T) {
+	for _, full := range []int{0, 1} {
+		g := group(t, 2, testConfig())
+		for i := range 1000 {
+			require.NoError(t, g[full].put(1, fmt.Appendf(nil, "key-%04d", i), sibling(uint64(i+1), "value")))
+		}
+		n, err := g[0].service.compareWith(t.Context(), g[0].service.deps.Owned()[1], 2)
+		require.NoError(t, err)
+		require.Equal(t, 1000, n)
+		require.Len(t, g[1-full].rows(t, 1), 1000)
+	}
+}
+
+func TestOnlyWhatDiffersIsCarried(t *testing.T) {
+	g := group(t, 2, DefaultConfig())
+	value := string(bytes.Repeat([]byte{'x'}, 1000))
+	for i := range 2000 {
+		for _, side := range g {
+			require.NoError(t, side.put(0, fmt.Appendf(nil, "key-%04d", i), sibling(uint64(i+1), value)))
+		}
+	}
+	require.NoError(t, g[1].Merge(t.Context(), 0, 1, []byte("key-0007"), sibling(5000, value)))
+	n, err := g[0].service.compareWith(t.Context(), g[0].service.deps.Owned()[0], 2)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Less(t, g[0].carried, 10_000, "of 2 MB of equal values nothing travels")
+}
+
+func TestThreeReplicasConvergeInTheBackground(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := group(t, 3, DefaultConfig())
+		for i, side := range g {
+			require.NoError(t, side.put(0, fmt.Appendf(nil, "only-on-%d", i), sibling(uint64(i+1), "v")))
+		}
+		g[2].down = true
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 3)
+		for _, side := range g[:2] {
+			go func() { done <- side.service.Run(ctx) }()
+		}
+		time.Sleep(20 * time.Second)
+		require.Len(t, g[0].rows(t, 0), 2, "who is down does not keep the others apart")
+		require.Len(t, g[1].rows(t, 0), 2)
+		g[2].down = false
+		time.Sleep(40 * time.Second)
+		for _, side := range g {
+			require.Len(t, side.rows(t, 0), 3)
+		}
+		cancel()
+		require.NoError(t, errors.Join(<-done, <-done))
+	})
+}
+
+func TestStrangersAndOtherEpochsAreRefused(t *testing.T) {
+	g := group(t, 2, DefaultConfig())
+	for _, c := range []struct {
+		from kv.NodeID
+		h    header
+	}{
+		{9, header{askLeaves, 0, 1}},
+		{2, header{askLeaves, 0, 2}},
+		{2, header{askLeaves, 5, 1}},
+	} {
+		_, err := g[0].service.Handle(t.Context(), c.from, appendDigest(c.h.append(nil), &digest{}))
+		require.ErrorIs(t, err, ErrNotOwner)
+	}
+	for _, payload := range [][]byte{nil, {1}, header{9, 0, 1}.append(nil), append(header{askLeaves, 0, 1}.append(nil), 1)} {
+		_, err := g[0].service.Handle(t.Context(), 2, payload)
+		require.ErrorIs(t, err, ErrPayload)
+	}
+}
