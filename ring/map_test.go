@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/big"
+	"math/bits"
 	"strings"
 	"testing"
 
@@ -74,6 +75,20 @@ func TestPartitionsAreEqualRangesOfTheHash(t *testing.T) {
 	})
 	require.Zero(t, PartitionOf([]byte("k"), 0))
 	require.Zero(t, PartitionOf([]byte("k"), 1))
+}
+
+func TestTokensAreTheFirstHashesOfTheirRanges(t *testing.T) {
+	for _, q := range []int{1, 2, 3, 16, 61, 1000, PartitionsMax} {
+		for p := range min(q, 100) {
+			first := tokenOf(p, q)
+			hi, _ := bits.Mul64(first, uint64(q))
+			require.EqualValues(t, p, hi, "q=%d", q)
+			if p > 0 {
+				hi, _ = bits.Mul64(first-1, uint64(q))
+				require.EqualValues(t, p-1, hi, "q=%d", q)
+			}
+		}
+	}
 }
 
 func TestKeysSpreadEvenly(t *testing.T) {

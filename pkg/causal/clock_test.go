@@ -87,7 +87,7 @@ func TestClockNeverRepeatsNorGoesBack(t *testing.T) {
 					t.Fatalf("ExtendAhead: %v", err)
 				}
 			case "promise":
-				h := MakeHLC(wall.UnixMilli()+int64(rapid.IntRange(0, 500).Draw(t, "promised")), 0)
+				h := MakeHLC(wall.UnixMilli()+int64(rapid.IntRange(0, 10_000).Draw(t, "promised")), 0)
 				if err := c.Promise(h); err == nil && d.ceiling <= h {
 					t.Fatalf("promised %v below a ceiling of %v", h, d.ceiling)
 				}
@@ -129,6 +129,23 @@ func TestClockRunsOverIntoTheNextMillisecond(t *testing.T) {
 	h, err := c.Now()
 	require.NoError(t, err)
 	require.Equal(t, MakeHLC(wall.UnixMilli()+1, 0), h)
+}
+
+// TestClockStaysBelowItsCeilingToTheLastReading uses up every reading below several ceilings.
+func TestClockStaysBelowItsCeilingToTheLastReading(t *testing.T) {
+	d, wall := &disk{}, testEpoch
+	c, err := NewClock(ClockConfig{MaxOffset: time.Second, CeilingAhead: time.Millisecond}, ClockDeps{
+		WallNow: func() time.Time { return wall }, Persist: d.persist,
+	})
+	require.NoError(t, err)
+	for range 3 << 16 {
+		h, err := c.Now()
+		require.NoError(t, err)
+		if h >= d.ceiling {
+			t.Fatalf("issued %v at a durable ceiling of %v", h, d.ceiling)
+		}
+	}
+	require.GreaterOrEqual(t, d.calls, 3)
 }
 
 func TestClockReportsAFailedPersist(t *testing.T) {

@@ -234,7 +234,7 @@ func decodeOwnDot(b []byte, own bool, usual Dot) (Dot, []byte, error) {
 	return d, b, err
 }
 
-func (w *Sibling) stampDot() Dot { return Dot{Node: w.Stamp.Node, Time: w.Stamp.Time} }
+func (s *Sibling) stampDot() Dot { return Dot{Node: s.Stamp.Node, Time: s.Stamp.Time} }
 
 // decodeCount reads a number of elements of at least elementBytesMin each, and refuses one that the rest of b cannot
 // hold.

@@ -111,7 +111,7 @@ func TestDecodedValuesAliasTheMessage(t *testing.T) {
 	b[bytes.Index(b, []byte("value"))] = 'V'
 	require.Equal(t, "Value", string(r.Value))
 	// Appending to one field never writes into the next.
-	r.Key = append(r.Key, '!')
+	r.Key = append(r.Key, "!!!!"...)
 	require.Equal(t, "Value", string(r.Value))
 }
 
