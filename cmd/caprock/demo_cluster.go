@@ -46,6 +46,8 @@ type demoNode struct {
 	cmd                      *exec.Cmd
 	// exited is closed when the process that the demo started has ended.
 	exited chan struct{}
+	// lost is set from when the node is known not to serve until it serves again.
+	lost atomic.Bool
 }
 
 func nodeName(i int) string { return "n" + strconv.Itoa(i) }
@@ -196,6 +198,7 @@ func withoutSettings(environ []string) []string {
 func (d *demo) watch(n *demoNode) {
 	err := n.cmd.Wait()
 	close(n.exited)
+	n.lost.Store(true)
 	if d.stopping.Load() || !d.started.Load() {
 		return
 	}
@@ -213,35 +216,63 @@ func (d *demo) nodeChanged(address string, ready bool) {
 		return
 	}
 	for _, n := range d.nodes {
-		if n.http == address && ready {
+		if n.http != address {
+			continue
+		}
+		if !ready {
+			n.lost.Store(true)
+		} else if n.lost.Swap(false) {
 			d.say("%s is ready again", n.name)
 		}
 	}
 }
 
-// waitReady waits until every node serves strong requests.
+// waitReady waits until every node serves every level, and the gateway has found that out.
 func (d *demo) waitReady(ctx context.Context) error {
 	deadline, cancel := context.WithTimeout(ctx, demoReadyTimeout)
 	defer cancel()
 	for _, n := range d.nodes {
-		for {
-			why := checkReady(deadline, n.http, "strong")
-			if why == nil {
-				break
-			}
-			select {
-			case <-n.exited:
-				return fmt.Errorf("%s did not start: %s", n.name, lastLine(n.logPath()))
-			case <-deadline.Done():
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				return fmt.Errorf("%s is not ready after %v: %w; its log: %s", n.name, demoReadyTimeout, why, n.logPath())
-			case <-time.After(demoReadyPoll):
-			}
+		why := waitUntilReady(deadline, n.http, n.exited)
+		switch {
+		case why == nil:
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case n.hasExited():
+			return fmt.Errorf("%s did not start: %s", n.name, lastLine(n.logPath()))
+		default:
+			return fmt.Errorf("%s is not ready after %v: %w; its log: %s", n.name, demoReadyTimeout, why, n.logPath())
 		}
 	}
-	return nil
+	if err := waitUntilReady(deadline, loopback(d.cfg.httpPort), nil); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("the gateway finds no node that is ready: %w", err)
+	}
+	return ctx.Err()
+}
+
+// waitUntilReady asks until the address serves every level, ctx is done or exited is closed. It returns the last answer.
+func waitUntilReady(ctx context.Context, address string, exited <-chan struct{}) error {
+	for {
+		why := checkReady(ctx, address, "")
+		if why == nil {
+			return nil
+		}
+		select {
+		case <-exited:
+			return why
+		case <-ctx.Done():
+			return why
+		case <-time.After(demoReadyPoll):
+		}
+	}
+}
+
+func (n *demoNode) hasExited() bool {
+	select {
+	case <-n.exited:
+		return true
+	default:
+		return false
+	}
 }
 
 // lastLine returns the last line of a node's log, which says why it stopped.
@@ -270,8 +301,7 @@ func (d *demo) stop(n *demoNode) {
 	if n.cmd == nil {
 		return
 	}
-	select {
-	case <-n.exited:
+	if n.hasExited() {
 		path := nodeLockPath(d.cfg.dataDir, n.name)
 		if pid, held := lockHolder(path); held {
 			if err := stopHolder(path, pid, demoStopTimeout); err != nil {
@@ -279,7 +309,6 @@ func (d *demo) stop(n *demoNode) {
 			}
 		}
 		return
-	default:
 	}
 	// An error means that it has just ended by itself.
 	_ = n.cmd.Process.Signal(syscall.SIGTERM)

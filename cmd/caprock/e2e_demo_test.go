@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -36,9 +37,9 @@ func TestDemoRunsInTheBackgroundUntilItIsStopped(t *testing.T) {
 		"demo", "--data-dir", dir, "--http-port", itoa(base), "--grpc-port", itoa(base + 4),
 		"--gossip-port", itoa(base + 8), "--resp-port", itoa(base + 12),
 	}
-	stop := append(append([]string{}, args...), "--stop")
+	stop := slices.Concat(args, []string{"--stop"})
 	t.Cleanup(func() { _, _, _ = command(t, "", stop...) })
-	stdout, stderr, code := command(t, "", append(args, "--detach")...)
+	stdout, stderr, code := command(t, "", slices.Concat(args, []string{"--detach"})...)
 	require.Zero(t, code, "%s%s", stdout, stderr)
 	require.Contains(t, stdout, "Caprock is ready: 3 nodes")
 	gateway := &e2eNode{name: "gateway", http: loopback(base)}
@@ -51,7 +52,7 @@ func TestDemoRunsInTheBackgroundUntilItIsStopped(t *testing.T) {
 	}
 	require.Equal(t, 200, put())
 
-	stdout, _, code = command(t, "", append(args, "--detach")...)
+	stdout, _, code = command(t, "", slices.Concat(args, []string{"--detach"})...)
 	require.Zero(t, code)
 	require.Contains(t, stdout, "already runs")
 	_, stderr, code = command(t, "", args...)
@@ -85,7 +86,7 @@ func TestDemoRunsInTheBackgroundUntilItIsStopped(t *testing.T) {
 	require.Contains(t, stdout, "No demo cluster runs")
 
 	// The data stays.
-	stdout, stderr, code = command(t, "", append(args, "--detach")...)
+	stdout, stderr, code = command(t, "", slices.Concat(args, []string{"--detach"})...)
 	require.Zero(t, code, "%s%s", stdout, stderr)
 	a, err := gateway.try(http.MethodGet, "/kv/a%2F%2Fb", nil)
 	require.NoError(t, err)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -135,13 +136,13 @@ func testCommands(t *testing.T, c *e2eCluster) {
 		code          int
 		args          []string
 	}{
-		{args: []string{"put", "tool", "1"}, stdout: "version"},
+		{args: []string{"put", "tool", "1"}, stdout: "VERSION"},
 		{args: []string{"get", "tool"}, stdout: "1"},
 		{args: []string{"get", "tool", "-o", "json"}, stdout: `"value": "1"`},
 		{args: []string{"get", "tool", "-o", "yaml"}, stdout: `value: "1"`},
 		{args: []string{"get", "tool", "-o", "table"}, stdout: "KEY"},
 		{args: []string{"put", "tool", "2", "--if-version", "0"}, code: 4},
-		{args: []string{"put", "tool", "-"}, stdin: "from stdin\n", stdout: "version"},
+		{args: []string{"put", "tool", "-"}, stdin: "from stdin\n", stdout: "VERSION"},
 		{args: []string{"get", "tool"}, stdout: "from stdin\n"},
 		{args: []string{"put", "weak", "3", "-c", "eventual", "--w", "3"}, stdout: "eventual"},
 		{args: []string{"get", "weak", "-c", "eventual", "--r", "3"}, stdout: "3"},
@@ -359,29 +360,29 @@ func TestNodeThatCannotStartSaysWhyInOneLine(t *testing.T) {
 		require.Equal(t, code, got, stderr)
 		require.Regexp(t, `(?m)^caprock: [^\n]*`+want+`[^\n]*\n\z`, stderr)
 	}
-	fails("r is 4: choose 1 to n", 2, append([]string{}, append(n1.args, "--r", "4")...)...)
+	fails("r is 4: choose 1 to n", 2, slices.Concat(n1.args, []string{"--r", "4"})...)
 	fails("unknown flag: --partitons", 2, "start", "--partitons", "3")
-	fails("joining a cluster that has already formed is not supported", 2, append([]string{}, append(n1.args, "--name", "n4")...)...)
+	fails("joining a cluster that has already formed is not supported", 2, slices.Concat(n1.args, []string{"--name", "n4"})...)
 
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer taken.Close()
 	for _, flag := range []string{"--http", "--grpc"} {
-		fails("in use: stop what listens there", 1, append([]string{}, append(n1.args, flag, taken.Addr().String())...)...)
+		fails("in use: stop what listens there", 1, slices.Concat(n1.args, []string{flag, taken.Addr().String()})...)
 	}
-	fails("in use", 1, append([]string{}, append(n1.args, "--gossip", taken.Addr().String())...)...)
+	fails("in use", 1, slices.Concat(n1.args, []string{"--gossip", taken.Addr().String()})...)
 
 	c.start(c.nodes...)
 	c.waitReady(c.nodes...)
 	ports := freePorts(t, 3)
 	elsewhere := []string{"--http", loopback(ports[0]), "--grpc", loopback(ports[1]), "--gossip", loopback(ports[2])}
-	fails("(another process|in use by|locked)", 1, append(append([]string{}, n1.args...), elsewhere...)...)
+	fails("the data directory is in use", 1, slices.Concat(n1.args, elsewhere)...)
 	require.NoError(t, c.terminate(n1))
 	dirOf := func(n *e2eNode) string { return n.args[4] }
 	require.Equal(t, "--data-dir", n1.args[3])
-	fails(`holds the data of node "n1"`, 1, append(append(append([]string{}, n2.args...), elsewhere...), "--data-dir", dirOf(n1))...)
-	fails("was created with --partitions 8, not 16", 1, append(append([]string{}, n1.args...), "--partitions", "16")...)
-	fails("was created with --initial-members", 1, append(append([]string{}, n1.args...), "--initial-members", "n1,n2,n3,n4")...)
+	fails(`holds the data of node "n1"`, 1, slices.Concat(n2.args, elsewhere, []string{"--data-dir", dirOf(n1)})...)
+	fails("was created with --partitions 8, not 16", 1, slices.Concat(n1.args, []string{"--partitions", "16"})...)
+	fails("was created with --initial-members", 1, slices.Concat(n1.args, []string{"--initial-members", "n1,n2,n3,n4"})...)
 	c.start(n1)
 	c.waitReady(n1)
 }

@@ -17,7 +17,6 @@ import (
 
 	"github.com/caprockdb/caprock/api"
 	"github.com/caprockdb/caprock/config"
-	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/node"
 	"github.com/caprockdb/caprock/pkg/transport"
 )
@@ -116,42 +115,37 @@ type process struct {
 }
 
 // newProcess opens the listeners and the data directory, and wires everything. Nothing is served until run.
-func newProcess(cfg config.Config, log *slog.Logger) (p *process, err error) {
-	p = &process{log: log}
-	defer func() {
-		if err != nil {
-			p.closeListeners()
-		}
-	}()
-	if err := p.listen(cfg.Listen); err != nil {
+func newProcess(cfg config.Config, log *slog.Logger) (*process, error) {
+	p := &process{log: log}
+	if err := p.compose(cfg); err != nil {
+		p.closeListeners()
 		return nil, err
+	}
+	return p, nil
+}
+
+func (p *process) compose(cfg config.Config) error {
+	if err := p.listen(cfg.Listen); err != nil {
+		return err
 	}
 	registry := newRegistry()
 	wireConfig := transport.DefaultGRPCConfig()
-	// The node needs a wire, and the wire the node's knowledge of where its peers are, which it asks for only while the
-	// node runs.
-	var resolve node.Resolver
-	wire, err := transport.NewGRPCWire(wireConfig, transport.GRPCDeps{
-		Self:    p.identity,
-		Resolve: func(id kv.NodeID) (string, bool) { return resolve(id) },
-	})
-	if err != nil {
-		return nil, err
-	}
+	var err error
 	p.node, err = node.New(nodeConfig(cfg), node.Deps{
-		Logger: log, Registerer: registry,
-		Wire: func(r node.Resolver) transport.Wire {
-			resolve = r
-			return wire
+		Logger: p.log, Registerer: registry,
+		Wire: func(resolve node.Resolver) (transport.Wire, error) {
+			return transport.NewGRPCWire(wireConfig, transport.GRPCDeps{Self: p.identity, Resolve: resolve})
 		},
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p.grpc = grpc.NewServer(wireConfig.ServerOptions()...)
+	// Peers and clients share the port. Where their options differ the clients' win: they allow larger messages, and a
+	// peer's link watches itself from its other end.
+	p.grpc = grpc.NewServer(append(wireConfig.ServerOptions(), api.GRPCServerOptions(api.DefaultGRPCConfig())...)...)
 	transport.RegisterPeerServer(p.grpc, p.identity, p.node.Deliver)
-	return p, p.composeFronts(cfg, api.Deps{
-		Backend: backend{p.node}, Logger: log, Registerer: registry, Gatherer: registry, WallNow: time.Now,
+	return p.composeFronts(cfg, api.Deps{
+		Backend: backend{p.node}, Logger: p.log, Registerer: registry, Gatherer: registry, WallNow: time.Now,
 	})
 }
 
@@ -161,10 +155,11 @@ func (p *process) composeFronts(cfg config.Config, deps api.Deps) (err error) {
 	if p.http, err = api.NewServer(httpConfig, deps); err != nil {
 		return err
 	}
-	if p.kv, err = api.NewGRPC(api.DefaultGRPCConfig(), deps); err != nil {
+	grpcConfig := api.DefaultGRPCConfig()
+	grpcConfig.RequestTimeout = cfg.Process.RequestTimeout
+	if p.kv, err = api.RegisterGRPC(p.grpc, grpcConfig, deps); err != nil {
 		return err
 	}
-	p.kv.Register(p.grpc)
 	if p.respListener == nil {
 		return nil
 	}
@@ -247,7 +242,7 @@ func (p *process) run(ctx context.Context) error {
 func (p *process) drainFronts() {
 	ctx, cancel := context.WithTimeout(context.Background(), frontDrain)
 	defer cancel()
-	shutdowns := []func(context.Context) error{p.http.Shutdown, p.kv.Shutdown}
+	shutdowns := []func(context.Context) error{p.http.Shutdown, p.kv.Drain}
 	if p.resp != nil {
 		shutdowns = append(shutdowns, p.resp.Shutdown)
 	}
