@@ -74,7 +74,7 @@ func BenchmarkCluster(b *testing.B) {
 		}
 	}
 	if path := os.Getenv("BENCH_OUT"); path != "" {
-		require.NoError(b, os.WriteFile(path, []byte(table(cells, duration)), 0o600))
+		require.NoError(b, os.WriteFile(path, []byte(table(cells, duration)), 0o644))
 	}
 }
 

@@ -38,8 +38,11 @@ func Run(ctx context.Context, cfg Config, deps Deps) (Result, error) {
 	start := time.Now()
 	r.measureFrom = start.Add(cfg.Warmup)
 	r.end = r.measureFrom.Add(cfg.Duration)
-	runCtx, cancel := context.WithDeadline(ctx, r.end)
+	// The end cancels what is under way. As a deadline it would make targets cut the last operations' timeouts short, and these would
+	// fail with an error of their own right before the end.
+	runCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer time.AfterFunc(time.Until(r.end), cancel).Stop()
 	r.stop = cancel
 	var clients errgroup.Group
 	for i := range cfg.Clients {
