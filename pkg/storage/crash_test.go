@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -245,64 +246,100 @@ func TestASyncMakesDurableWhatWasAppliedBefore(t *testing.T) {
 	require.Equal(t, uint64(20), survivors(t, open(t, "data", Deps{FS: crashed}), 20))
 }
 
-// TestCrashDuringTheFirstOpenLeavesADirectoryThatOpens cuts the power at every step of creating the storage.
-func TestCrashDuringTheFirstOpenLeavesADirectoryThatOpens(t *testing.T) {
-	for _, percent := range []int{0, 50, 100} {
-		fs := NewCrashableMemFS()
-		var clones []*vfs.MemFS
+// TestCrashDuringOpenLeavesADirectoryThatOpens cuts the power at every step of creating the storage and of opening it
+// again, several times at each step because what survives is drawn.
+func TestCrashDuringOpenLeavesADirectoryThatOpens(t *testing.T) {
+	for percent, draws := range map[int]int{0: 1, 50: 8, 100: 1} {
 		rng := rand.New(rand.NewPCG(uint64(percent), 3))
-		step := &stepFS{FS: fs, step: func() {
-			clones = append(clones, fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng}))
-		}}
-		require.NoError(t, open(t, "data", Deps{FS: step}).Close())
-		require.Greater(t, len(clones), 5)
-		for _, clone := range clones {
-			e := open(t, "data", Deps{FS: clone})
-			write(t, e, func(b *Batch) { fillWork(b, 1, 1) })
-			require.NoError(t, e.Close())
-			e = open(t, "data", Deps{FS: clone})
-			require.Equal(t, uint64(1), survivors(t, e, 1))
-			require.NoError(t, e.Close())
+		for name, before := range map[string]uint64{"new": 0, "existing": 1} {
+			fs := NewCrashableMemFS()
+			if before > 0 {
+				e := open(t, "data", Deps{FS: fs})
+				write(t, e, func(b *Batch) { fillWork(b, 1, 5000) })
+				require.NoError(t, e.Close())
+			}
+			var clones []*vfs.MemFS
+			step := &stepFS{FS: fs, step: func(string) {
+				for range draws {
+					clones = append(clones, fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng}))
+				}
+			}}
+			require.NoError(t, open(t, "data", Deps{FS: step}).Close())
+			require.Greater(t, len(clones), 5*draws)
+			for i, clone := range clones {
+				e, err := Open("data", smallConfig(), Deps{FS: clone})
+				require.NoError(t, err, "%s, unsynced=%d, clone %d", name, percent, i)
+				require.Equal(t, before, survivors(t, e, before))
+				write(t, e, func(b *Batch) { fillWork(b, before+1, 1) })
+				require.Equal(t, before+1, survivors(t, e, before+1))
+				require.NoError(t, e.Close())
+			}
 		}
 	}
 }
 
-// stepFS calls step before each file is created or removed and each directory is synced.
+// TestMarkersFollowWhatTheyName checks the order in which names become durable when the storage is opened.
+func TestMarkersFollowWhatTheyName(t *testing.T) {
+	fs := &stepFS{FS: NewMemFS(), step: func(string) {}}
+	for range 2 {
+		var steps []string
+		fs.step = func(step string) { steps = append(steps, step) }
+		require.NoError(t, open(t, "data", Deps{FS: fs}).Close())
+		markers, dirty := 0, false
+		for _, s := range steps {
+			isMarker := strings.Contains(s, " marker.")
+			if isMarker {
+				require.False(t, dirty, "%s before the directory was synced:\n%s", s, strings.Join(steps, "\n"))
+				markers++
+			}
+			switch {
+			case strings.HasPrefix(s, "sync "):
+				dirty = false
+			case isMarker || strings.Contains(s, " MANIFEST"):
+				dirty = true
+			}
+		}
+		require.Positive(t, markers)
+	}
+}
+
+// stepFS calls step before each file is created or removed and each directory is synced, with what and its name.
 type stepFS struct {
 	vfs.FS
 	mu   sync.Mutex
-	step func()
+	step func(string)
 }
 
-func (s *stepFS) do() {
+func (s *stepFS) do(what, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.step()
+	s.step(what + " " + s.FS.PathBase(name))
 }
 
 func (s *stepFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	s.do()
+	s.do("create", name)
 	return s.FS.Create(name, c)
 }
 
 func (s *stepFS) Remove(name string) error {
-	s.do()
+	s.do("remove", name)
 	return s.FS.Remove(name)
 }
 
 func (s *stepFS) OpenDir(name string) (vfs.File, error) {
 	f, err := s.FS.OpenDir(name)
-	return stepDir{f, s}, err
+	return stepDir{f, s, name}, err
 }
 
 func (s *stepFS) Unwrap() vfs.FS { return s.FS }
 
 type stepDir struct {
 	vfs.File
-	s *stepFS
+	s    *stepFS
+	name string
 }
 
 func (d stepDir) Sync() error {
-	d.s.do()
+	d.s.do("sync", d.name)
 	return d.File.Sync()
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -75,6 +76,7 @@ func (g *guardedFS) create(
 	case isBackground(category):
 		g.health.pace(&g.health.compactions)
 	}
+	g.orderMarker(name)
 	if g.health.stopped() != nil {
 		return g.createInMemory(name, category)
 	}
@@ -89,6 +91,23 @@ func (g *guardedFS) create(
 		return &guardedFile{File: f, name: name, health: g.health, observeSync: g.health.stats.observeWALSync}, nil
 	}
 	return &guardedFile{File: f, name: name, health: g.health}, nil
+}
+
+// orderMarker syncs the directory before a marker file is created or removed. A marker names the current manifest. Pebble
+// creates the manifest, then its marker, removes the old marker, and only then syncs the directory: after a power cut
+// the disk may hold a marker whose manifest is missing, so that the directory cannot be opened, or no marker at all,
+// so that it looks new.
+func (g *guardedFS) orderMarker(name string) {
+	if g.health.stopped() != nil || !strings.HasPrefix(g.FS.PathBase(name), "marker.") {
+		return
+	}
+	dir, err := g.OpenDir(g.FS.PathDir(name))
+	if err != nil {
+		g.health.trip(fmt.Errorf("open the directory of %s: %w", name, err))
+		return
+	}
+	_ = dir.Sync() // a guarded file keeps its failures to itself
+	_ = dir.Close()
 }
 
 // createInMemory creates a file after the freeze.
@@ -142,6 +161,7 @@ func (g *guardedFS) Stat(name string) (vfs.FileInfo, error) {
 
 // Remove implements vfs.FS. After the freeze it does nothing: what is on the disk belongs to the next start.
 func (g *guardedFS) Remove(name string) error {
+	g.orderMarker(name)
 	if g.health.stopped() != nil {
 		return nil
 	}
