@@ -2,6 +2,7 @@ package membership
 
 import (
 	"encoding/json"
+	"fmt"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -13,6 +14,7 @@ var (
 	_ memberlist.Delegate         = delegate{}
 	_ memberlist.EventDelegate    = delegate{}
 	_ memberlist.ConflictDelegate = delegate{}
+	_ memberlist.AliveDelegate    = delegate{}
 )
 
 // NodeMeta returns what this node says about itself.
@@ -59,20 +61,38 @@ func (d delegate) NotifyLeave(n *memberlist.Node) { d.note(n, false, "is gone") 
 
 func (d delegate) note(n *memberlist.Node, alive bool, news string) {
 	var meta Meta
-	if err := json.Unmarshal(n.Meta, &meta); err != nil {
+	err := json.Unmarshal(n.Meta, &meta)
+	if err != nil {
 		d.m.deps.Logger.Warn("gossip: a member's description cannot be read", "member", n.Name, "error", err)
-		return
 	}
-	member := Member{Name: n.Name, Meta: meta, Alive: alive}
 	d.m.mu.Lock()
-	d.m.members[n.Name] = member
-	d.m.mu.Unlock()
-	if alive && d.m.deps.OnAlive != nil {
-		d.m.deps.OnAlive(member)
+	if err == nil {
+		d.m.members[n.Name] = Member{Name: n.Name, Meta: meta, Alive: alive}
+	} else if known, ok := d.m.members[n.Name]; ok && !alive {
+		// Whatever it says about itself, it is gone.
+		known.Alive = false
+		d.m.members[n.Name] = known
 	}
+	d.m.mu.Unlock()
 	if news != "" {
 		d.m.deps.Logger.Info("gossip: member "+news, "member", n.Name, "address", n.Address())
 	}
+}
+
+// NotifyAlive keeps out members of another cluster, which would otherwise take over the names of dead ones of this. As
+// long as either side does not know its cluster yet, nobody is kept out.
+func (d delegate) NotifyAlive(n *memberlist.Node) error {
+	var meta Meta
+	if json.Unmarshal(n.Meta, &meta) != nil {
+		return nil // note reports it
+	}
+	d.m.mu.RLock()
+	cluster := d.m.cluster
+	d.m.mu.RUnlock()
+	if cluster != 0 && meta.Cluster != 0 && meta.Cluster != cluster {
+		return fmt.Errorf("it belongs to cluster %016x and this node to %016x; check --join on both", meta.Cluster, cluster)
+	}
+	return nil
 }
 
 // NotifyConflict reports that two nodes use one name. memberlist keeps the one it knew.

@@ -55,9 +55,12 @@ type Membership struct {
 	deps Deps
 
 	mu      sync.RWMutex // guards what follows; never held while memberlist is called
-	self    []byte
+	self    []byte       // encoded
+	cluster uint64       // of self; 0 while unknown
 	members map[string]Member
-	list    *memberlist.Memberlist // nil before Run
+
+	// changed has a token while self has changed since it was last announced.
+	changed chan struct{}
 }
 
 // New returns a view that knows nobody until Run.
@@ -68,25 +71,30 @@ func New(cfg Config, deps Deps) (*Membership, error) {
 	if deps.Logger == nil || deps.Rand == nil || deps.Epoch == nil || deps.HLC == nil || deps.KnownAddrs == nil {
 		return nil, errors.New("membership: Logger, Rand, Epoch, HLC and KnownAddrs are required")
 	}
-	return &Membership{cfg: cfg, deps: deps, members: map[string]Member{}}, nil
+	return &Membership{cfg: cfg, deps: deps, members: map[string]Member{}, changed: make(chan struct{}, 1)}, nil
 }
 
-// SetSelf sets what the node says about itself, and tells the others when it is running.
+// SetSelf sets what the node says about itself. A running member tells the others soon after; SetSelf does not wait.
 func (m *Membership) SetSelf(meta Meta) error {
 	enc, err := meta.encode()
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
-	m.self = enc
-	list := m.list
+	m.self, m.cluster = enc, meta.Cluster
 	m.mu.Unlock()
-	if list != nil {
-		if err := list.UpdateNode(m.cfg.LeaveTimeout); err != nil {
-			m.deps.Logger.Debug("gossip: the update of this node's addresses is still spreading", "error", err)
-		}
+	select {
+	case m.changed <- struct{}{}:
+	default: // an announcement is due already, and it will carry this
 	}
 	return nil
+}
+
+// announce tells the others what the node says about itself now.
+func (m *Membership) announce(list *memberlist.Memberlist) {
+	if err := list.UpdateNode(m.cfg.LeaveTimeout); err != nil {
+		m.deps.Logger.Debug("gossip: the update of this node's addresses is still spreading", "error", err)
+	}
 }
 
 // Members lists all members ever seen, sorted by name, this node included once it runs.
@@ -113,9 +121,13 @@ func (m *Membership) Alive(name string) bool {
 // Run gossips until ctx is done, then tells the others that this node leaves. The error wraps ErrAddressInUse when
 // another process has the gossip address.
 func (m *Membership) Run(ctx context.Context) error {
-	cfg, err := m.listConfig()
+	cfg, err := m.listConfig(ctx)
 	if err != nil {
 		return err
+	}
+	select {
+	case <-m.changed: // Create announces it
+	default:
 	}
 	list, err := memberlist.Create(cfg)
 	if err != nil {
@@ -124,9 +136,6 @@ func (m *Membership) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("membership: start gossip on %s: %w", m.cfg.BindAddr, err)
 	}
-	m.mu.Lock()
-	m.list = list
-	m.mu.Unlock()
 	m.rejoin(ctx, list)
 	if err := list.Leave(m.cfg.LeaveTimeout); err != nil {
 		m.deps.Logger.Debug("gossip: leaving was not confirmed", "error", err)
@@ -138,19 +147,23 @@ func (m *Membership) Run(ctx context.Context) error {
 }
 
 // listConfig translates the configuration for memberlist.
-func (m *Membership) listConfig() (*memberlist.Config, error) {
+func (m *Membership) listConfig(ctx context.Context) (*memberlist.Config, error) {
 	host, port, err := splitAddr(m.cfg.BindAddr)
 	if err != nil {
 		return nil, fmt.Errorf("membership: gossip address: %w", err)
 	}
+	bind, err := bindIP(ctx, host)
+	if err != nil {
+		return nil, fmt.Errorf("membership: gossip address: %w", err)
+	}
 	c := memberlist.DefaultLANConfig()
-	c.Name, c.BindAddr, c.BindPort, c.AdvertisePort = m.cfg.Name, host, port, port
+	c.Name, c.BindAddr, c.BindPort, c.AdvertisePort = m.cfg.Name, bind, port, port
 	if m.cfg.AdvertiseAddr != "" {
 		host, port, err := splitAddr(m.cfg.AdvertiseAddr)
 		if err != nil {
 			return nil, fmt.Errorf("membership: advertised gossip address: %w", err)
 		}
-		ip, err := resolveIP(host)
+		ip, err := resolveIP(ctx, host)
 		if err != nil {
 			return nil, fmt.Errorf("membership: advertised gossip address: %w", err)
 		}
@@ -164,22 +177,36 @@ func (m *Membership) listConfig() (*memberlist.Config, error) {
 	c.DeadNodeReclaimTime = time.Second
 	c.EnableCompression = false // packets are small; compressing them costs more than it saves
 	c.Transport = m.deps.Transport
-	c.Delegate, c.Events, c.Conflict = delegate{m}, delegate{m}, delegate{m}
+	c.Delegate, c.Events, c.Conflict, c.Alive = delegate{m}, delegate{m}, delegate{m}, delegate{m}
 	c.Logger = slog.NewLogLogger(m.deps.Logger.Handler(), slog.LevelDebug)
 	return c, nil
 }
 
-// resolveIP returns the host's address; memberlist advertises addresses only.
-func resolveIP(host string) (string, error) {
+// bindIP returns the address to listen on. memberlist takes a name for "all interfaces" and then advertises [::], which
+// nobody can reach; of the wildcards it replaces only 0.0.0.0 by an address of the machine.
+func bindIP(ctx context.Context, host string) (string, error) {
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		return "0.0.0.0", nil
+	}
+	return resolveIP(ctx, host)
+}
+
+// resolveIP returns the host's address, the IPv4 one where it has both; memberlist binds and advertises addresses only.
+func resolveIP(ctx context.Context, host string) (string, error) {
 	if net.ParseIP(host) != nil {
 		return host, nil
 	}
-	ips, err := net.LookupIP(host)
+	ips, err := net.DefaultResolver.LookupIPAddr(ctx, host)
 	if err != nil {
 		return "", err
 	}
 	if len(ips) == 0 {
 		return "", fmt.Errorf("%s has no address", host)
+	}
+	for _, ip := range ips {
+		if ip.IP.To4() != nil {
+			return ip.String(), nil
+		}
 	}
 	return ips[0].String(), nil
 }
@@ -187,19 +214,37 @@ func resolveIP(host string) (string, error) {
 // rejoin joins whoever is known and not seen alive, again and again: often until a first member is found, then rarely.
 func (m *Membership) rejoin(ctx context.Context, list *memberlist.Memberlist) {
 	for {
-		if targets := m.missing(); len(targets) > 0 {
-			if _, err := list.Join(targets); err != nil {
-				m.deps.Logger.Debug("gossip: some members could not be joined", "error", err)
+		for _, target := range m.missing() {
+			// One at a time: a dial to a host that is down blocks for its whole timeout, and stopping waits for it.
+			if ctx.Err() != nil {
+				return
+			}
+			if _, err := list.Join([]string{target}); err != nil {
+				m.deps.Logger.Debug("gossip: a member could not be joined", "address", target, "error", err)
 			}
 		}
 		wait := m.cfg.FirstJoinInterval
 		if list.NumMembers() > 1 {
 			wait = m.cfg.RejoinInterval + time.Duration(m.deps.Rand.Int64N(int64(m.cfg.RejoinInterval)/2+1))
 		}
+		if !m.idle(ctx, list, wait) {
+			return
+		}
+	}
+}
+
+// idle waits, and announces what changes meanwhile. It returns false when ctx is done.
+func (m *Membership) idle(ctx context.Context, list *memberlist.Memberlist, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-			return
-		case <-time.After(wait):
+			return false
+		case <-m.changed:
+			m.announce(list)
+		case <-timer.C:
+			return true
 		}
 	}
 }

@@ -71,7 +71,7 @@ func (g *GossipNetwork) Remove(addr string) {
 	}
 }
 
-// SetCut cuts or mends one direction between two addresses. A cut also breaks the streams that are open there.
+// SetCut cuts or mends one direction between two addresses. Streams that are open go on; memberlist's are short.
 func (g *GossipNetwork) SetCut(from, to string, cut bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
