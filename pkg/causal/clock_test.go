@@ -31,7 +31,7 @@ func (d *disk) persist(h HLC) error {
 var testEpoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 func startClock(t require.TestingT, d *disk, wall *time.Time) *Clock {
-	c, err := NewClock(DefaultClockConfig(), ClockDeps{
+	c, err := NewClock(farAhead(), ClockDeps{
 		WallNow: func() time.Time { return *wall }, Persist: d.persist, Ceiling: d.ceiling,
 	})
 	require.NoError(t, err)
@@ -179,7 +179,7 @@ func TestExtendAheadKeepsNowFromWaiting(t *testing.T) {
 func TestClockHoldsNoMutexWhilePersisting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var persisting, calls atomic.Int32
-		c, err := NewClock(DefaultClockConfig(), ClockDeps{WallNow: time.Now, Persist: func(HLC) error {
+		c, err := NewClock(farAhead(), ClockDeps{WallNow: time.Now, Persist: func(HLC) error {
 			if persisting.Add(1) != 1 {
 				t.Error("two persisters at once")
 			}
@@ -223,7 +223,7 @@ func TestClockRefusesNonsense(t *testing.T) {
 	require.ErrorContains(t, err, "max offset")
 	_, err = NewClock(ClockConfig{MaxOffset: time.Second}, deps)
 	require.ErrorContains(t, err, "ceiling")
-	_, err = NewClock(DefaultClockConfig(), ClockDeps{WallNow: time.Now})
+	_, err = NewClock(farAhead(), ClockDeps{WallNow: time.Now})
 	require.ErrorContains(t, err, "Persist")
 }
 
@@ -238,7 +238,7 @@ func TestHLCFields(t *testing.T) {
 }
 
 func BenchmarkClockNow(b *testing.B) {
-	c, err := NewClock(DefaultClockConfig(), ClockDeps{WallNow: time.Now, Persist: func(HLC) error { return nil }})
+	c, err := NewClock(farAhead(), ClockDeps{WallNow: time.Now, Persist: func(HLC) error { return nil }})
 	require.NoError(b, err)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -246,4 +246,11 @@ func BenchmarkClockNow(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// farAhead is a configuration whose ceiling is far enough ahead that the tests can tell its moves apart.
+func farAhead() ClockConfig {
+	cfg := DefaultClockConfig()
+	cfg.CeilingAhead = 3 * time.Second
+	return cfg
 }
