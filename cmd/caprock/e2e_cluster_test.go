@@ -186,6 +186,12 @@ func (c *e2eCluster) kill(nodes ...*e2eNode) {
 func (c *e2eCluster) terminate(n *e2eNode) error {
 	c.t.Helper()
 	require.NoError(c.t, n.cmd.Process.Signal(syscall.SIGTERM))
+	return c.awaitExit(n)
+}
+
+// awaitExit waits until the process has ended and returns how.
+func (c *e2eCluster) awaitExit(n *e2eNode) error {
+	c.t.Helper()
 	select {
 	case <-n.exited:
 	case <-time.After(e2eReady):

@@ -22,6 +22,10 @@ import (
 )
 
 const (
+	// lameDuck is how long a node that is asked to stop still takes requests while /readyz already says no: as long as a
+	// gateway needs to notice. A listener that closed at once would cut requests that were just on their way, and nobody
+	// could tell whether they had been done.
+	lameDuck = gatewayHealthInterval + 200*time.Millisecond
 	// frontDrain bounds how long requests in flight may take to finish once the node is asked to stop. The node's own
 	// drain, which hands the leaders over, comes after it.
 	frontDrain = 5 * time.Second
@@ -225,6 +229,12 @@ func (p *process) run(ctx context.Context) error {
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
+			p.log.Info("node stops: it is no longer ready, and soon takes no requests")
+			p.http.Drain()
+			select {
+			case <-time.After(lameDuck):
+			case <-failed.Done():
+			}
 		case <-failed.Done():
 		}
 		p.drainFronts()
