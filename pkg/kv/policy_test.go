@@ -1,0 +1,32 @@
+package kv
+
+import (
+	"bytes"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestPolicyThatContradictsItselfIsRefused(t *testing.T) {
+	prefix := []byte("user:")
+	for _, test := range []struct {
+		name   string
+		policy Policy
+		code   Code // "": valid
+	}{
+		{"prefix alone", Policy{Prefix: prefix}, ""},
+		{"everything", Policy{Prefix: prefix, Default: LevelEventual, Quorum: Quorum{N: 3, R: 2, W: 2}, Resolver: ResolverSiblings}, ""},
+		{"r without n", Policy{Prefix: prefix, Quorum: Quorum{R: 5}}, ""},
+		{"no prefix", Policy{Default: LevelStrong}, CodeBadRequest},
+		{"long prefix", Policy{Prefix: bytes.Repeat([]byte{'p'}, KeyBytesMax+1)}, CodeKeyTooLarge},
+		{"unknown level", Policy{Prefix: prefix, Default: LevelLocal + 1}, CodeUnknownConsistency},
+		{"r above n", Policy{Prefix: prefix, Quorum: Quorum{N: 2, R: 3}}, CodeBadQuorum},
+		{"w above n", Policy{Prefix: prefix, Quorum: Quorum{N: 2, W: 3}}, CodeBadQuorum},
+		{"negative w", Policy{Prefix: prefix, Quorum: Quorum{W: -1}}, CodeBadQuorum},
+		{"unknown resolver", Policy{Prefix: prefix, Resolver: "newest"}, CodeBadRequest},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			require.Equal(t, test.code, CodeOf(test.policy.Validate()))
+		})
+	}
+}
