@@ -58,7 +58,7 @@ func TestWriteThenReadOnTheLeader(t *testing.T) {
 	bubble(t, 3, func(c *cluster) {
 		c.bootstrap(1)
 		n, _ := c.awaitLeader(1, 5*time.Second)
-		ctx := c.timeout(5*time.Second)
+		ctx := c.timeout(5 * time.Second)
 		put := func(op WriteOp) WriteReply {
 			r, err := n.store.Write(ctx, 0, op)
 			require.NoError(t, err)
@@ -133,7 +133,7 @@ func TestNewLeaderWithinThreeSecondsOfALeadersDeath(t *testing.T) {
 			c.awaitLeader(g, 5*time.Second)
 		}
 		victim := c.leader(1)
-		ctx := c.timeout(10*time.Second)
+		ctx := c.timeout(10 * time.Second)
 		_, err := c.put(ctx, 0, "k", "before")
 		require.NoError(t, err)
 		c.powerCut(0, nil, victim)
@@ -155,7 +155,7 @@ func TestNewLeaderWithinThreeSecondsOfALeadersDeath(t *testing.T) {
 func TestReplicasHoldTheSameState(t *testing.T) {
 	bubble(t, 3, func(c *cluster) {
 		c.bootstrap(1)
-		ctx := c.timeout(20*time.Second)
+		ctx := c.timeout(20 * time.Second)
 		for i := range 100 {
 			_, err := c.put(ctx, 0, value(i%17), value(i))
 			require.NoError(t, err)

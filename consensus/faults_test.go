@@ -16,18 +16,19 @@ import (
 
 // writers write unique keys through all groups until stopped, and remember what was acknowledged.
 type writers struct {
-	c    *cluster
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	c     *cluster
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+	pause time.Duration // between two writes of one writer
 
 	mu    sync.Mutex
 	acked map[kv.GroupID]map[string]uint64 // key to revision
 	total int
 }
 
-func (c *cluster) startWriters(perGroup int, round int, groups ...kv.GroupID) *writers {
+func (c *cluster) startWriters(perGroup int, round int, pause time.Duration, groups ...kv.GroupID) *writers {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &writers{c: c, stop: cancel, acked: make(map[kv.GroupID]map[string]uint64)}
+	w := &writers{c: c, stop: cancel, pause: pause, acked: make(map[kv.GroupID]map[string]uint64)}
 	for _, g := range groups {
 		w.acked[g] = make(map[string]uint64)
 		for i := range perGroup {
@@ -41,12 +42,15 @@ func (w *writers) write(ctx context.Context, g kv.GroupID, name string) {
 	p, _ := g.Partition()
 	for i := 0; ctx.Err() == nil; i++ {
 		key := fmt.Sprintf("%s-%d", name, i)
-		n := w.c.nodes[w.c.leader(g)]
-		if n == nil {
+		store, n := w.c.leading(g)
+		if store == nil {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		store, fenced := n.store, n.fenced
+		same, fenced := n.life()
+		if same != store {
+			continue
+		}
 		op, cancel := context.WithTimeout(ctx, time.Second)
 		r, err := store.Put(op, p, WriteOp{Key: []byte(key), Value: []byte(key)})
 		cancel()
@@ -56,7 +60,7 @@ func (w *writers) write(ctx context.Context, g kv.GroupID, name string) {
 			w.total++
 			w.mu.Unlock()
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(w.pause)
 	}
 }
 
@@ -96,7 +100,7 @@ func TestPowerCutOfAllNodesLosesNoAcknowledgedWrite(t *testing.T) {
 					for _, g := range groups {
 						c.awaitLeader(g, 10*time.Second)
 					}
-					w := c.startWriters(4, round, groups...)
+					w := c.startWriters(4, round, 5*time.Millisecond, groups...)
 					time.Sleep(time.Duration(200+rng.IntN(300)) * time.Millisecond)
 					c.powerCut(percent, rng, c.ids...)
 					acked := w.end()
@@ -115,9 +119,9 @@ func TestPowerCutsOfOneNodeAfterAnotherLoseNothing(t *testing.T) {
 		groups := []kv.GroupID{1, 2}
 		c.bootstrap(groups...)
 		c.awaitLeader(1, 5*time.Second)
-		w := c.startWriters(3, 0, groups...)
+		w := c.startWriters(3, 0, 25*time.Millisecond, groups...)
 		changes := 0
-		for round := range 8 {
+		for round := range 6 {
 			time.Sleep(time.Second)
 			victim := c.ids[round%3]
 			if c.leader(1) == victim {

@@ -42,7 +42,10 @@ type node struct {
 	meta   *listMachine
 	cancel context.CancelFunc
 	done   chan error
-	up     bool
+
+	// mu guards what clients see while lives end: store and fenced change under it, and engine is closed under it.
+	mu sync.RWMutex
+	up bool
 	// fenced is set before the power is cut: what the node says from then on, nobody hears.
 	fenced *atomic.Bool
 }
@@ -190,6 +193,8 @@ func (c *cluster) tryStart(n *node) error {
 		fs = n.wrap(fs)
 	}
 	var err error
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if n.engine, err = storage.Open("data", cfg, storage.Deps{FS: fs}); err != nil {
 		return err
 	}
@@ -224,15 +229,39 @@ func (c *cluster) tryStart(n *node) error {
 // stop ends a node's life gracefully and returns what Run said.
 func (c *cluster) stop(id kv.NodeID) error {
 	n := c.nodes[id]
-	if !n.up {
+	if s, _ := n.life(); s == nil {
 		return nil
 	}
 	c.net.plug(id, nil)
 	n.cancel()
 	err := <-n.done
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.up = false
 	require.NoError(c.t, n.engine.Close())
 	return err
+}
+
+// life returns the node's present store, and the fence before which its answers count. The store is nil while the node
+// is down.
+func (n *node) life() (*Store, *atomic.Bool) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if !n.up {
+		return nil, nil
+	}
+	return n.store, n.fenced
+}
+
+// strong reads S of a store that may have ended its life meanwhile; then it returns false.
+func (n *node) strong(s *Store, g kv.GroupID, key string) (row storage.Strong, alive bool, err error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if !n.up || n.store != s || n.fenced.Load() {
+		return row, false, nil
+	}
+	row, _, err = n.engine.State().Strong(g, []byte(key))
+	return row, err == nil, err
 }
 
 // powerCut ends lives as a power cut does: at once for all the nodes, keeping the given share of what was not synced.
@@ -278,16 +307,18 @@ func (c *cluster) voters(g kv.GroupID) []kv.NodeID {
 	return out
 }
 
-// leader returns the node that leads the group in the eyes of a majority of the nodes that are up.
+// leader returns the node that leads the group in the eyes of a majority of the nodes.
 func (c *cluster) leader(g kv.GroupID) kv.NodeID {
 	votes := make(map[kv.NodeID]int)
-	for _, n := range c.nodes {
-		if n.up {
-			votes[n.store.Leader(g)]++
+	own := make(map[kv.NodeID]bool)
+	for id, n := range c.nodes {
+		if s, _ := n.life(); s != nil {
+			votes[s.Leader(g)]++
+			own[id] = s.Leader(g) == id
 		}
 	}
 	for id, v := range votes {
-		if id != kv.NoNode && v > len(c.ids)/2 && c.nodes[id].up && c.nodes[id].store.Leader(g) == id {
+		if v > len(c.ids)/2 && own[id] {
 			return id
 		}
 	}
@@ -308,13 +339,22 @@ func (c *cluster) awaitLeader(g kv.GroupID, limit time.Duration) (*node, time.Du
 	return nil, 0
 }
 
+// leading returns the store that leads the group, nil when there is none.
+func (c *cluster) leading(g kv.GroupID) (*Store, *node) {
+	if id := c.leader(g); id != kv.NoNode {
+		s, _ := c.nodes[id].life()
+		return s, c.nodes[id]
+	}
+	return nil, nil
+}
+
 // put writes through whoever leads, retrying while that is known to have done nothing.
 func (c *cluster) put(ctx context.Context, p kv.PartitionID, key, value string) (WriteReply, error) {
 	for {
 		err := error(notLeader(p.Group(), kv.NoNode))
-		if id := c.leader(p.Group()); id != kv.NoNode {
+		if s, _ := c.leading(p.Group()); s != nil {
 			var r WriteReply
-			if r, err = c.nodes[id].store.Put(ctx, p, WriteOp{Key: []byte(key), Value: []byte(value)}); err == nil {
+			if r, err = s.Put(ctx, p, WriteOp{Key: []byte(key), Value: []byte(value)}); err == nil {
 				return r, nil
 			}
 		}
@@ -328,12 +368,10 @@ func (c *cluster) put(ctx context.Context, p kv.PartitionID, key, value string) 
 // get reads linearizably through whoever leads.
 func (c *cluster) get(ctx context.Context, p kv.PartitionID, key string) (storage.Strong, bool, error) {
 	for {
-		if id := c.leader(p.Group()); id != kv.NoNode {
-			n := c.nodes[id]
-			err := n.store.ReadBarrier(ctx, p.Group())
-			if err == nil {
-				s, found, err := n.engine.State().Strong(p.Group(), []byte(key))
-				return s, found && !s.Deleted, err
+		if store, n := c.leading(p.Group()); store != nil && store.ReadBarrier(ctx, p.Group()) == nil {
+			s, alive, err := n.strong(store, p.Group(), key)
+			if alive || err != nil {
+				return s, s.Revision > 0 && !s.Deleted, err
 			}
 		}
 		if ctx.Err() != nil {

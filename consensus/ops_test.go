@@ -391,7 +391,7 @@ func TestLeadershipIsHandedOverWithoutAGapForProposals(t *testing.T) {
 		for _, g := range groups {
 			c.awaitLeader(g, 5*time.Second)
 		}
-		w := c.startWriters(2, 0, groups...)
+		w := c.startWriters(2, 0, 5*time.Millisecond, groups...)
 		time.Sleep(500 * time.Millisecond)
 		n := c.nodes[1]
 		require.Positive(t, testutil.ToFloat64(n.store.metrics.leaders))

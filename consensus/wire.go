@@ -220,7 +220,12 @@ func (r *reader) bounded(what string, limit uint64) uint64 {
 // count reads the number of things that follow, each of which takes at least one byte. The bound keeps a short frame
 // from asking for a large allocation.
 func (r *reader) count(what string) int {
-	return int(r.bounded(what, uint64(len(r.b))))
+	v := r.uvarint(what)
+	if v > uint64(len(r.b)) {
+		r.fail(what)
+		return 0
+	}
+	return int(v)
 }
 
 func (r *reader) byte(what string) byte {
