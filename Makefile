@@ -7,6 +7,8 @@ BIN      := bin/caprock
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 GO_FILES := $(shell find . -name '*.go' -not -name '*.pb.go' -not -path './.caprock/*')
+# Everything but the race detector is built without cgo, so that building and testing share what they compile.
+export CGO_ENABLED ?= 0
 # Tools are pinned in a module of their own, so that their dependencies never touch those of the binary. The first use
 # of each compiles it, minutes on two cores; later ones take seconds.
 TOOL     := go tool -modfile=tools/go.mod
@@ -23,7 +25,7 @@ SIM_SEEDS ?= 20
 
 .PHONY: build
 build: ## Build bin/caprock, a static binary
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/caprock
+	go build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/caprock
 
 .PHONY: generate
 generate: ## Generate code from the protos again
