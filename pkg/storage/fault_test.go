@@ -466,6 +466,50 @@ func listing(t *testing.T, fs vfs.FS) map[string]int64 {
 	return out
 }
 
+// TestFilesWrittenAfterAFailureAreReadBackFromMemory is what keeps Pebble going until it is closed.
+func TestFilesWrittenAfterAFailureAreReadBackFromMemory(t *testing.T) {
+	base := vfs.NewMem()
+	require.NoError(t, base.MkdirAll("data", 0o755))
+	h := newHealth(slog.New(slog.DiscardHandler), newStats(), nil)
+	g := newGuardedFS(base, "data", h)
+	h.trip(errBroken)
+	for _, category := range []vfs.DiskWriteCategory{categoryWAL, categoryFlush, "pebble-manifest", "unspecified"} {
+		name := "data/" + string(category)
+		f, err := g.Create(name, category)
+		require.NoError(t, err)
+		_, err = f.Write([]byte("x"))
+		require.NoError(t, err)
+		require.NoError(t, f.Sync())
+		require.NoError(t, f.Close())
+		f, err = g.Open(name)
+		require.NoError(t, err)
+		read := make([]byte, 1)
+		_, err = f.ReadAt(read, 0)
+		require.NoError(t, err)
+		require.Equal(t, "x", string(read))
+		require.NoError(t, f.Close())
+		fi, err := g.Stat(name)
+		require.NoError(t, err)
+		require.Equal(t, int64(1), fi.Size())
+		_, err = base.Stat(name)
+		require.Error(t, err)
+	}
+	_, err := g.Create("data/compaction", categoryCompaction)
+	require.ErrorIs(t, err, errFrozen, "compactions could fill the memory")
+	h.stalled.Store(true)
+	f, err := g.Create("data/compaction", categoryCompaction)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.ErrorIs(t, g.Rename("data/a", "data/b"), errFrozen)
+	require.ErrorIs(t, g.Link("data/a", "data/b"), errFrozen)
+	require.ErrorIs(t, g.MkdirAll("other", 0o755), errFrozen)
+	_, err = g.OpenReadWrite("data/a", categoryWAL)
+	require.ErrorIs(t, err, errFrozen)
+	require.NoError(t, g.RemoveAll("data"))
+	_, err = base.Stat("data")
+	require.NoError(t, err)
+}
+
 // brokenFile fails every call that changes something or asks for its size.
 type brokenFile struct{ vfs.File }
 
