@@ -1,0 +1,132 @@
+package verify
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// stepsPerKeyMax bounds the search for an order of one key's operations. The search keeps a few hundred bytes a step. It
+// is what ends a search in a bubble, where time stands still as long as the checker computes.
+const stepsPerKeyMax = 1_000_000
+
+// CheckLinearizable checks that there is, for each key, an order of the strong operations that agrees with real time and in
+// which each answer follows from the operations before it: reads, deletes with whether they found something, conditional
+// writes that hit or missed, and versions, which must grow.
+//
+// timeout bounds the time for all keys together, 0 leaves it to the limit on the steps of each key. Keys left without a
+// verdict are Undecided, and the result is then not valid.
+func CheckLinearizable(h *History, timeout time.Duration) Result {
+	return checkLinearizable("linearizable", h, timeout, func(op *Op) bool { return op.Level == kv.LevelStrong })
+}
+
+// CheckMixed checks strong and eventual operations on the same keys. Without settles, strong operations know nothing of
+// eventual writes and are linearizable among themselves. With settles, they reflect each eventual write that was
+// acknowledged before they began, so that they are linearizable together with the eventual writes of the key; these must
+// then have asked for a majority.
+func CheckMixed(h *History, timeout time.Duration, settles bool) Result {
+	return checkLinearizable("mixed", h, timeout, func(op *Op) bool {
+		return op.Level == kv.LevelStrong || settles && op.IsWrite()
+	})
+}
+
+func checkLinearizable(name string, h *History, timeout time.Duration, keep func(*Op) bool) Result {
+	res := newResult(name)
+	keys, groups := byKey(h.Ops(), keep)
+	deadline := time.Now().Add(timeout)
+	for _, key := range keys {
+		ops := groups[key]
+		res.Keys++
+		res.Operations += len(ops)
+		checkVersions(&res, key, ops)
+		left := time.Duration(0)
+		if timeout > 0 {
+			left = max(time.Until(deadline), time.Nanosecond)
+		}
+		switch search := newSearch(ops); search.verdict(left) {
+		case porcupine.Ok:
+		case porcupine.Illegal:
+			search.explain(&res, key, left)
+		default:
+			res.Undecided++
+			res.add("undecided", key, fmt.Sprintf(
+				"no order of its %d operations was found, nor that there is none, within the limits of the search", len(ops)))
+		}
+	}
+	return res
+}
+
+// checkVersions reports what is wrong with versions by themselves, whatever the order.
+func checkVersions(res *Result, key string, ops []Op) {
+	writers := map[uint64]*Op{}
+	for i := range ops {
+		op := &ops[i]
+		switch {
+		case op.Level != kv.LevelStrong || op.Outcome != OutcomeOK:
+			continue
+		case op.Version == 0 && (op.Wrote() || op.Answered() && op.Found && !anyEventual(ops)):
+			res.add("answer without a version", key, "a strong answer names the version", op)
+		case op.Missed && op.Condition.Kind == kv.ConditionVersion && op.Condition.Version == op.Version:
+			res.add("miss at the asked version", key, "a condition that holds cannot miss", op)
+		case op.Wrote():
+			if first, ok := writers[op.Version]; ok {
+				res.add("version given twice", key, "two writes cannot have one version", first, op)
+			}
+			writers[op.Version] = op
+		}
+	}
+}
+
+// anyEventual reports whether an eventual write is among the operations: then a strong read may find a value that no
+// strong write gave a version.
+func anyEventual(ops []Op) bool {
+	for i := range ops {
+		if ops[i].Level != kv.LevelStrong {
+			return true
+		}
+	}
+	return false
+}
+
+// search looks for an order of one key's operations.
+type search struct {
+	// sure are the operations without the unknown writes that left no trace. When there is an order of them there is one
+	// of all: what left no trace may come last. all has everything that may have been applied.
+	sure, all []step
+}
+
+func newSearch(ops []Op) *search {
+	sure, all := prepare(ops)
+	return &search{sure: sure, all: all}
+}
+
+// verdict says whether there is an order. Unknown means that the search was cut off.
+func (s *search) verdict(timeout time.Duration) porcupine.CheckResult {
+	first := s.run(s.sure, timeout)
+	if first == porcupine.Ok || len(s.all) == len(s.sure) {
+		return first
+	}
+	return s.run(s.all, timeout)
+}
+
+func (s *search) run(steps []step, timeout time.Duration) porcupine.CheckResult {
+	m := newModel(stepsPerKeyMax)
+	got := porcupine.CheckOperationsTimeout(m.model, operations(steps), timeout)
+	if m.exceeded() {
+		return porcupine.Unknown
+	}
+	return got
+}
+
+// operations is the form in which porcupine takes steps.
+func operations(steps []step) []porcupine.Operation {
+	out := make([]porcupine.Operation, len(steps))
+	for i := range steps {
+		s := &steps[i]
+		out[i] = porcupine.Operation{ClientId: s.op.Client, Input: s, Call: s.op.Call, Output: s, Return: s.until, Metadata: s.op.ID}
+	}
+	return out
+}

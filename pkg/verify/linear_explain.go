@@ -1,0 +1,108 @@
+package verify
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+const (
+	// explainTail is how many of the last operations that could be ordered an explanation names.
+	explainTail = 4
+	// visualKeysMax bounds the keys of one HTML page.
+	visualKeysMax = 16
+)
+
+// explain adds the anomaly of a key whose operations have no order: the longest part that has one, and the operation that
+// could not follow.
+func (s *search) explain(res *Result, key string, timeout time.Duration) {
+	m := newModel(stepsPerKeyMax)
+	_, info := porcupine.CheckOperationsVerbose(m.model, operations(s.all), timeout)
+	var longest []int
+	for _, partial := range info.PartialLinearizations() {
+		for _, order := range partial {
+			if len(order) > len(longest) {
+				longest = order
+			}
+		}
+	}
+	states := []register{{bound: true}}
+	placed := map[int]bool{}
+	for _, i := range longest {
+		placed[i] = true
+		states = applyAll(states, &s.all[i])
+	}
+	stuck := -1
+	for i := range s.all {
+		if !placed[i] && (stuck < 0 || s.all[i].until < s.all[stuck].until) {
+			stuck = i
+		}
+	}
+	if stuck < 0 {
+		res.add("not linearizable", key, "no order of the operations explains the answers")
+		return
+	}
+	ops := []*Op{s.all[stuck].op}
+	for _, i := range longest[max(0, len(longest)-explainTail):] {
+		ops = append(ops, s.all[i].op)
+	}
+	res.add("not linearizable", key, fmt.Sprintf(
+		"no order of its %d operations explains the answers; after %d of them the key is %s, where the first of these cannot follow the others",
+		len(s.all), len(longest), describeStates(states)), ops...)
+}
+
+// Visualize writes porcupine's HTML page of the keys' strong operations, all keys when none is given, 16 at most. The
+// history's notes become annotations.
+func Visualize(h *History, keys []string, w io.Writer) error {
+	all, groups := byKey(h.Ops(), func(op *Op) bool { return op.Level == kv.LevelStrong })
+	if len(keys) == 0 {
+		keys = all
+	}
+	var history []porcupine.Operation
+	shown := 0
+	for _, key := range keys {
+		ops := groups[key]
+		if len(ops) == 0 {
+			continue
+		}
+		if shown++; shown > visualKeysMax {
+			break
+		}
+		_, steps := prepare(ops)
+		history = append(history, operations(steps)...)
+	}
+	m := newModel(stepsPerKeyMax)
+	m.model.Partition = partitionByKey
+	_, info := porcupine.CheckOperationsVerbose(m.model, history, 0)
+	var annotations []porcupine.Annotation
+	for _, n := range h.Notes() {
+		annotations = append(annotations, porcupine.Annotation{Tag: "events", Start: n.Time, Description: n.Text})
+	}
+	info.AddAnnotations(annotations)
+	// The page replays the orders that were found, which the limit must not stop.
+	return porcupine.Visualize(newModel(math.MaxInt64).model, info, w)
+}
+
+func partitionByKey(history []porcupine.Operation) [][]porcupine.Operation {
+	groups := map[string][]porcupine.Operation{}
+	var keys []string
+	for _, o := range history {
+		key := o.Input.(*step).op.Key
+		if _, ok := groups[key]; !ok {
+			keys = append(keys, key)
+		}
+		groups[key] = append(groups[key], o)
+	}
+	slices.Sort(keys)
+	out := make([][]porcupine.Operation, len(keys))
+	for i, key := range keys {
+		out[i] = groups[key]
+	}
+	return out
+}
