@@ -97,8 +97,11 @@ func TestLargeResultsOfASlowReaderStayBounded(t *testing.T) {
 	node := &scriptedNode{fakeNode: newFakeNode()}
 	value := bytes.Repeat([]byte("v"), 128<<10)
 	var executed atomic.Int64
+	hold := make(chan struct{})
 	node.run = func(context.Context, *kv.Request) (kv.Response, error) {
-		executed.Add(1)
+		if executed.Add(1) > 1 {
+			<-hold
+		}
 		return kv.Response{Found: true, Level: kv.LevelStrong, Value: value}, nil
 	}
 	f := newGRPCFront(t, node, func(c *GRPCConfig) { c.StreamBytesMax, c.ResultBytesMax = 1<<20, 256<<10 })
@@ -111,7 +114,10 @@ func TestLargeResultsOfASlowReaderStayBounded(t *testing.T) {
 	}
 	time.Sleep(20 * time.Millisecond)
 	s.send(batch...)
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(50 * time.Millisecond)
+	require.LessOrEqual(t, executed.Load(), int64(1+8), "reads were started for whose results there is no room")
+	close(hold)
+	time.Sleep(50 * time.Millisecond)
 	// What the bound holds, and what the transport has buffered: the windows of the stream and the writer's quota.
 	require.Less(t, executed.Load(), int64(60))
 	s.resume()
@@ -236,6 +242,45 @@ func TestMessageThatIsNoBatchEndsTheStream(t *testing.T) {
 	<-s.ended
 	require.Equal(t, codes.InvalidArgument, status.Code(s.err))
 	require.Empty(t, node.writes)
+}
+
+func TestStreamThatEndsDoesNotWaitForItsOperations(t *testing.T) {
+	node := &scriptedNode{fakeNode: newFakeNode()}
+	started := make(chan struct{})
+	node.run = func(ctx context.Context, _ *kv.Request) (kv.Response, error) {
+		close(started)
+		<-ctx.Done()
+		return kv.Response{}, ctx.Err()
+	}
+	s := newGRPCFront(t, node).stream()
+	s.send(putOp(1, "k", "v"))
+	<-started
+	batch := &kvpb.OperationBatch{}
+	batch.ProtoReflect().SetUnknown([]byte{0x12, 0x01, 0x00})
+	begin := time.Now()
+	require.NoError(t, s.stream.Send(batch))
+	<-s.ended
+	require.Less(t, time.Since(begin), kv.RequestTimeout)
+}
+
+func TestDeadlinesEndWithTheirOperations(t *testing.T) {
+	node := &scriptedNode{fakeNode: newFakeNode()}
+	contexts := make(chan context.Context, 2)
+	node.run = func(ctx context.Context, _ *kv.Request) (kv.Response, error) {
+		contexts <- ctx
+		return kv.Response{}, nil
+	}
+	s := newGRPCFront(t, node).stream()
+	s.send(putOp(1, "k", "v"), putOp(2, "k", "v"))
+	s.await(1)
+	s.await(2)
+	for range 2 {
+		select {
+		case <-(<-contexts).Done():
+		case <-time.After(kv.RequestTimeout / 2):
+			t.Fatal("the timer of an operation that has ended still runs")
+		}
+	}
 }
 
 func TestOneMessageSharesDeadlinesAndReleasesThem(t *testing.T) {

@@ -359,6 +359,49 @@ func TestWhatWasGivenUpBeforeItWasSentIsNeverSent(t *testing.T) {
 	require.Equal(t, 1, operations)
 }
 
+// newCall returns an operation in state queued that is due in d.
+func newCall(c *Client, d time.Duration) *call {
+	op := &call{client: c, deadline: time.Now().Add(d), finished: make(chan struct{})}
+	op.op.Request = kv.Request{Op: kv.OpPut, Key: []byte("k")}
+	op.state.Store(queued)
+	return op
+}
+
+func TestSenderTakesOnlyWhatIsStillWanted(t *testing.T) {
+	c := newCluster(t, 1).client()
+	idle := newConn(c, 0, "nowhere", nil, nil) // without a sender of its own
+	wanted, late, ended, second := newCall(c, time.Minute), newCall(c, -time.Second), newCall(c, time.Minute), newCall(c, time.Minute)
+	ended.abandon(kv.Errorf(kv.CodeDeadlineExceeded, "given up"))
+	idle.queue = []*call{wanted, late, ended, second}
+	out := outgoing{}
+	require.False(t, idle.takeBatch(&out))
+	require.Equal(t, []*call{wanted, second}, out.calls)
+	require.Equal(t, []*call{late}, out.expired)
+	require.Empty(t, idle.queue)
+	require.Same(t, second, idle.table.take(out.ids[1]))
+}
+
+func TestWhatExpiresInTheQueueIsAnswered(t *testing.T) {
+	c := newCluster(t, 1).client()
+	op := newCall(c, -time.Second)
+	require.True(t, c.conns[0].enqueue(op))
+	<-op.finished
+	requireError(t, op.err, kv.CodeDeadlineExceeded, kv.OutcomeNotApplied)
+}
+
+func TestUntriedEndpointsComeFirst(t *testing.T) {
+	c := newCluster(t, 3).client()
+	op := newCall(c, time.Minute)
+	op.tried = 1<<0 | 1<<2
+	for range 6 {
+		require.Equal(t, 1, c.candidates(op)[0].index)
+	}
+	op.tried = 7
+	require.Len(t, c.candidates(op), 3)
+	c.conns[1].up.Store(false)
+	require.Len(t, c.candidates(op), 2)
+}
+
 func TestMuteEndpointIsNotUsed(t *testing.T) {
 	cl := newCluster(t, 2)
 	cl.nodes[0].mute = true
