@@ -29,6 +29,8 @@ type cluster struct {
 	net   *network
 	meta  bool
 
+	// mu guards cancels: what ends with the cluster.
+	mu      sync.Mutex
 	cancels []context.CancelFunc
 }
 
@@ -441,10 +443,16 @@ func bubble(t *testing.T, size int, f func(c *cluster)) {
 	})
 }
 
+func (c *cluster) atEnd(f context.CancelFunc) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cancels = append(c.cancels, f)
+}
+
 // timeout returns a context that ends after d, and with the cluster.
 func (c *cluster) timeout(d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
-	c.cancels = append(c.cancels, cancel)
+	c.atEnd(cancel)
 	return ctx
 }
 
