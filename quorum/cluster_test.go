@@ -296,27 +296,22 @@ func carry[R any](w wires, ctx context.Context, to kv.NodeID, done func(R, error
 		done(none, l.refuse)
 		return
 	}
-	var once sync.Once
-	end := func(r R, err error) { once.Do(func() { done(r, err) }) }
 	until, _ := ctx.Deadline()
+	type answer struct {
+		reply R
+		err   error
+	}
 	w.c.carried.Go(func() {
 		timer := time.NewTimer(time.Until(until))
 		defer timer.Stop()
-		answered := make(chan struct{})
-		answer := func(r R, err error) {
-			time.Sleep(w.c.link(to, w.from.id).delay)
-			if !l.dropReply && !w.from.fenced.Load() {
-				end(r, err)
-				close(answered)
-			}
-		}
+		answers := make(chan answer, 1) // stays empty when the answer gets lost
 		time.Sleep(l.delay)
 		if !l.swallow && !w.from.fenced.Load() {
 			w.c.carried.Go(func() {
 				target := w.c.node(to)
 				deliver(target, func(r R, err error) {
-					if !target.fenced.Load() {
-						w.c.carried.Go(func() { answer(r, err) })
+					if !l.dropReply && !target.fenced.Load() {
+						answers <- answer{r, err}
 					}
 				})
 			})
@@ -328,93 +323,15 @@ func carry[R any](w wires, ctx context.Context, to kv.NodeID, done func(R, error
 			})
 		}
 		select {
-		case <-answered:
+		case a := <-answers:
+			time.Sleep(w.c.link(to, w.from.id).delay)
+			if !w.from.fenced.Load() {
+				done(a.reply, a.err)
+				return
+			}
 		case <-timer.C:
 		case <-ctx.Done():
 		}
-		end(none, fmt.Errorf("no answer from node %d", to))
+		done(none, fmt.Errorf("no answer from node %d", to))
 	})
-}
-
-// testDisk is a committer: it collects commits and writes them in one batch, each taking as long as a sync is told to.
-type testDisk struct {
-	engine *storage.Engine
-	// mu guards the fields below.
-	mu      sync.Mutex
-	queue   []queuedCommit
-	sync    time.Duration
-	refuse  error // Commit returns it
-	drop    error // commits fail with it before they are filled
-	fail    error // commits fail with it after they were filled, and are lost
-	batches int
-	filled  int
-	wake    chan struct{}
-}
-
-type queuedCommit struct {
-	fill func(*storage.Batch)
-	done func(error)
-}
-
-func newTestDisk(e *storage.Engine) *testDisk {
-	return &testDisk{engine: e, wake: make(chan struct{}, 1)}
-}
-
-func (d *testDisk) Commit(fill func(*storage.Batch), done func(error)) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.refuse != nil {
-		return d.refuse
-	}
-	d.queue = append(d.queue, queuedCommit{fill, done})
-	select {
-	case d.wake <- struct{}{}:
-	default:
-	}
-	return nil
-}
-
-// set changes the disk's behaviour.
-func (d *testDisk) set(change func(*testDisk)) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	change(d)
-}
-
-func (d *testDisk) run(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-d.wake:
-		}
-		d.mu.Lock()
-		queue, pause, drop, fail := d.queue, d.sync, d.drop, d.fail
-		d.queue = nil
-		d.mu.Unlock()
-		d.write(queue, pause, drop, fail)
-	}
-}
-
-func (d *testDisk) write(queue []queuedCommit, pause time.Duration, drop, fail error) {
-	if drop != nil {
-		for _, q := range queue {
-			q.done(drop)
-		}
-		return
-	}
-	b := d.engine.NewBatch()
-	for _, q := range queue {
-		q.fill(b)
-	}
-	d.set(func(d *testDisk) { d.batches++; d.filled += len(queue) })
-	time.Sleep(pause)
-	err := fail
-	if err == nil {
-		err = d.engine.ApplySync(b)
-	}
-	b.Close()
-	for _, q := range queue {
-		q.done(err)
-	}
 }

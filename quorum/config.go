@@ -19,7 +19,7 @@ type Config struct {
 	// RequestTimeout is the deadline of a request that came without one. Default 5 s.
 	RequestTimeout time.Duration
 	// ReplicaTimeout is how long a replica may take to acknowledge, also after the request was answered. Default 5 s.
-	// A request's own deadline counts where it is later.
+	// It is never less than the request's own time.
 	ReplicaTimeout time.Duration
 	// CallsPerReplicaMax bounds the calls to one replica that have not been answered. Default 16384. Beyond it the
 	// replica is not sent to, which counts as a vote lost, never as a failed request: a replica that swallows

@@ -156,12 +156,16 @@ func (c *Coordinator) participants(call *Call) (nodes []kv.NodeID, alive int) {
 	return nodes, alive
 }
 
+// callGrace is how much longer than the request a call lives at least, so that a request whose time is up says so
+// instead of naming the calls that ended with it.
+const callGrace = 100 * time.Millisecond
+
 // callContext returns the context of the calls made for a request: they have at least ReplicaTimeout, because a replica
 // that is late is brought up to date all the same.
 func (c *Coordinator) callContext(ctx context.Context) callContext {
 	until := time.Now().Add(c.cfg.ReplicaTimeout)
-	if d, ok := ctx.Deadline(); ok && d.After(until) {
-		until = d
+	if d, ok := ctx.Deadline(); ok && d.Add(callGrace).After(until) {
+		until = d.Add(callGrace)
 	}
 	return callContext{Context: c.life, deadline: until}
 }
