@@ -35,7 +35,7 @@ const (
 // its header:
 //
 //	caprock-protocol   version of the batch format, a decimal number
-//	caprock-cluster    cluster id
+//	caprock-cluster    cluster id, hexadecimal; 0 while it is unknown
 //	caprock-node-id    NodeID of the introducing end, decimal
 //	caprock-node-name  its name, for messages
 //	caprock-to         NodeID that the caller expects to reach (caller only)
@@ -80,7 +80,7 @@ type Peer_DeliverClient = grpc.BidiStreamingClient[Batch, Receipt]
 // its header:
 //
 //	caprock-protocol   version of the batch format, a decimal number
-//	caprock-cluster    cluster id
+//	caprock-cluster    cluster id, hexadecimal; 0 while it is unknown
 //	caprock-node-id    NodeID of the introducing end, decimal
 //	caprock-node-name  its name, for messages
 //	caprock-to         NodeID that the caller expects to reach (caller only)

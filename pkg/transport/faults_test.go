@@ -154,6 +154,21 @@ func TestDuplicateRepeatsRaftButRequestsAreHandledOnce(t *testing.T) {
 	}
 }
 
+func TestRepeatedRequestThatExpiresWhileQueuedIsNotReportedAsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFaults(1)
+		b, one, two, stop := pair(t, withFaults(f))
+		defer stop()
+		jam(t, b, one)
+		require.NoError(t, f.Set([]Rule{{Duplicate: 1, Class: ClassData}}))
+		// Only one of its two frames could be taken back.
+		requireUnknown(t, (<-one.write(t, 2, "k", 100*time.Millisecond)).err, kv.CodeDeadlineExceeded)
+		b.loosen(2)
+		time.Sleep(time.Second)
+		require.Equal(t, 1, two.node.written())
+	})
+}
+
 func TestHeldBackFramesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewFaults(1)
