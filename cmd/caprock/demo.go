@@ -131,6 +131,10 @@ func runDemo(parent context.Context, a *app, cfg demoConfig, readyFD int) (err e
 	if err != nil {
 		return err
 	}
+	// Whoever asks for the same cluster again is told where it listens.
+	if err := os.WriteFile(demoAddressPath(cfg.dataDir), []byte(d.addresses()), 0o640); err != nil {
+		return fmt.Errorf("--data-dir: %w", errors.Join(err, d.listener.Close()))
+	}
 	return d.run(ctx, func() {
 		text := d.describe()
 		fmt.Fprint(a.stdout, text)
@@ -139,6 +143,8 @@ func runDemo(parent context.Context, a *app, cfg demoConfig, readyFD int) (err e
 }
 
 func demoLockPath(dataDir string) string { return filepath.Join(dataDir, "demo.lock") }
+
+func demoAddressPath(dataDir string) string { return filepath.Join(dataDir, "demo.addresses") }
 
 // demoReadyLine starts what a detached demo tells its parent when it is ready; anything else is why it is not.
 const demoReadyLine = "ready\n"

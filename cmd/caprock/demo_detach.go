@@ -20,9 +20,13 @@ func detachDemo(a *app, cfg demoConfig) error {
 		return err
 	}
 	if pid, held := lockHolder(demoLockPath(dir)); held {
-		fmt.Fprintf(a.stdout, "The demo cluster in %s already runs (pid %d); its gateway listens on http://127.0.0.1:%d unless it was started on other ports.\n",
-			cfg.dataDir, pid, cfg.httpPort)
-		return nil
+		fmt.Fprintf(a.stdout, "The demo cluster in %s already runs (pid %d):\n", cfg.dataDir, pid)
+		addresses, err := os.ReadFile(demoAddressPath(dir))
+		if err != nil {
+			return fmt.Errorf("where it listens: %w", err)
+		}
+		_, err = a.stdout.Write(addresses)
+		return err
 	}
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)

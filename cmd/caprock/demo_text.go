@@ -14,10 +14,7 @@ func (d *demo) describe() string {
 
 	line("Caprock is ready: %d nodes, data and logs in %s", len(d.nodes), d.cfg.dataDir)
 	line("")
-	line("  gateway  http://%s", loopback(d.cfg.httpPort))
-	for _, n := range d.nodes {
-		line("  %-7s  http://%s  grpc %s  redis %s  pid %d", n.name, n.http, n.grpc, n.resp, n.cmd.Process.Pid)
-	}
+	b.WriteString(d.addresses())
 	line("")
 	line("Try:")
 	line("  # strong: linearizable, from any node")
@@ -36,6 +33,16 @@ func (d *demo) describe() string {
 		line("  # lose a node, leader or not: both lanes go on; then start it again")
 		line("  kill -9 %d", first.cmd.Process.Pid)
 		line("  %s &", shellQuote(first.scriptPath()))
+	}
+	return b.String()
+}
+
+// addresses says where the cluster listens.
+func (d *demo) addresses() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "  gateway  http://%s\n", loopback(d.cfg.httpPort))
+	for _, n := range d.nodes {
+		fmt.Fprintf(&b, "  %-7s  http://%s  grpc %s  redis %s\n", n.name, n.http, n.grpc, n.resp)
 	}
 	return b.String()
 }

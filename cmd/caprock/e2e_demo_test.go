@@ -55,6 +55,8 @@ func TestDemoRunsInTheBackgroundUntilItIsStopped(t *testing.T) {
 	stdout, _, code = command(t, "", slices.Concat(args, []string{"--detach"})...)
 	require.Zero(t, code)
 	require.Contains(t, stdout, "already runs")
+	require.Contains(t, stdout, "gateway  http://"+loopback(base))
+	require.Contains(t, stdout, loopback(base+3))
 	_, stderr, code = command(t, "", args...)
 	require.Equal(t, 1, code)
 	require.Contains(t, stderr, "already runs")

@@ -78,6 +78,6 @@ func serve(ctx context.Context, l net.Listener, s *http.Server, drain time.Durat
 		// The rest did not finish in time; their clients learn it from the broken connection.
 		_ = s.Close()
 	}
-	<-failed
+	_ = <-failed // ErrServerClosed, by the lines above
 	return nil
 }
