@@ -80,7 +80,7 @@ func (r Result) Failed() int64 {
 
 // tally is what one client measured. It has one owner, the client's goroutine, until the run has ended.
 type tally struct {
-	kinds     map[kv.Op]*hdr.Histogram
+	kinds     [kv.OpDelete + 1]*hdr.Histogram // nil where there was no such operation
 	notFound  int64
 	errors    map[kv.Code]int64
 	unknown   int64
@@ -88,7 +88,7 @@ type tally struct {
 }
 
 func newTally() *tally {
-	return &tally{kinds: make(map[kv.Op]*hdr.Histogram), errors: make(map[kv.Code]int64)}
+	return &tally{errors: make(map[kv.Code]int64)}
 }
 
 // record counts one finished operation.
@@ -117,7 +117,8 @@ func (t *tally) record(kind kv.Op, took time.Duration, err error) {
 // merge adds up what the clients measured.
 func merge(tallies []*tally, elapsed time.Duration) Result {
 	out := Result{Elapsed: elapsed, Errors: make(map[kv.Code]int64), Kinds: make(map[kv.Op]Kind)}
-	all, kinds := newHistogram(), make(map[kv.Op]*hdr.Histogram)
+	all := newHistogram()
+	var kinds tally
 	for _, t := range tallies {
 		out.NotFound += t.notFound
 		out.Unknown += t.unknown
@@ -128,15 +129,20 @@ func merge(tallies []*tally, elapsed time.Duration) Result {
 			out.Errors[code] += n
 		}
 		for kind, h := range t.kinds {
-			all.Merge(h)
-			if kinds[kind] == nil {
-				kinds[kind] = newHistogram()
+			if h == nil {
+				continue
 			}
-			kinds[kind].Merge(h)
+			all.Merge(h)
+			if kinds.kinds[kind] == nil {
+				kinds.kinds[kind] = newHistogram()
+			}
+			kinds.kinds[kind].Merge(h)
 		}
 	}
-	for kind, h := range kinds {
-		out.Kinds[kind] = Kind{Operations: h.TotalCount(), Latency: summarise(h)}
+	for kind, h := range kinds.kinds {
+		if h != nil {
+			out.Kinds[kv.Op(kind)] = Kind{Operations: h.TotalCount(), Latency: summarise(h)}
+		}
 	}
 	out.Operations, out.Latency = all.TotalCount(), summarise(all)
 	return out
