@@ -46,7 +46,7 @@ func checkLinearizable(name string, h *History, timeout time.Duration, keep func
 		if timeout > 0 {
 			left = max(time.Until(deadline), time.Nanosecond)
 		}
-		switch search := newSearch(ops); search.verdict(left) {
+		switch search := newSearch(ops, stepsPerKeyMax); search.verdict(left) {
 		case porcupine.Ok:
 		case porcupine.Illegal:
 			search.explain(&res, key, left)
@@ -96,11 +96,12 @@ type search struct {
 	// sure are the operations without the unknown writes that left no trace. When there is an order of them there is one
 	// of all: what left no trace may come last. all has everything that may have been applied.
 	sure, all []step
+	stepsMax  int64
 }
 
-func newSearch(ops []Op) *search {
+func newSearch(ops []Op, stepsMax int64) *search {
 	sure, all := prepare(ops)
-	return &search{sure: sure, all: all}
+	return &search{sure: sure, all: all, stepsMax: stepsMax}
 }
 
 // verdict says whether there is an order. Unknown means that the search was cut off.
@@ -113,7 +114,7 @@ func (s *search) verdict(timeout time.Duration) porcupine.CheckResult {
 }
 
 func (s *search) run(steps []step, timeout time.Duration) porcupine.CheckResult {
-	m := newModel(stepsPerKeyMax)
+	m := newModel(s.stepsMax)
 	got := porcupine.CheckOperationsTimeout(m.model, operations(steps), timeout)
 	if m.exceeded() {
 		return porcupine.Unknown

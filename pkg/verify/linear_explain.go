@@ -22,7 +22,7 @@ const (
 // explain adds the anomaly of a key whose operations have no order: the longest part that has one, and the operation that
 // could not follow.
 func (s *search) explain(res *Result, key string, timeout time.Duration) {
-	m := newModel(stepsPerKeyMax)
+	m := newModel(s.stepsMax)
 	_, info := porcupine.CheckOperationsVerbose(m.model, operations(s.all), timeout)
 	var longest []int
 	for _, partial := range info.PartialLinearizations() {
