@@ -18,6 +18,10 @@ DEMO     := .caprock/demo
 RACE_PACKAGES := ./pkg/causal/... ./ring/... ./quorum/... ./consensus/... ./antientropy/... ./pkg/meta/... \
 	./pkg/membership/... ./pkg/transport/... ./pkg/client/... ./pkg/node/... ./api/...
 
+# Of make bench: how long each cell of the table is measured, and where the table is written as Markdown (nowhere if empty).
+export DURATION ?= 3s
+export BENCH_OUT ?=
+
 # More seeds for the simulated cluster: make test-sim SIM_SEEDS=1000
 SIM_SEEDS ?= 20
 
@@ -72,8 +76,8 @@ test-comprehensive: ## Everything: race detector everywhere, many simulation see
 	go test -count=1 -timeout 10m ./cmd/...
 
 .PHONY: bench
-bench: build ## Measure puts and gets at each level, over HTTP and over the Go client's stream
-	go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./pkg/workload/...
+bench: build ## Measure puts and gets at each level, over HTTP and the Go stream (DURATION=3s each; BENCH_OUT=FILE)
+	CAPROCK_BIN=$(CURDIR)/$(BIN) go test -run '^$$' -bench BenchmarkCluster -benchtime 1x -timeout 60m ./pkg/workload
 
 ##@ Habits
 

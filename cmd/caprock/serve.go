@@ -78,6 +78,8 @@ func serve(ctx context.Context, l net.Listener, s *http.Server, drain time.Durat
 		// The rest did not finish in time; their clients learn it from the broken connection.
 		_ = s.Close()
 	}
-	_ = <-failed // ErrServerClosed, by the lines above
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("HTTP server: %w", err)
+	}
 	return nil
 }
