@@ -8,10 +8,13 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -86,12 +89,16 @@ type replica struct {
 	engine  *storage.Engine
 	service *Service
 	others  map[kv.NodeID]*replica
-	asked   int
-	carried int
-	down    bool
+	asked   atomic.Int64
+	carried atomic.Int64
+	down    atomic.Bool
+	// merging makes a merge atomic, as the real replica does.
+	merging sync.Mutex
 }
 
 func (r *replica) Merge(_ context.Context, p kv.PartitionID, _ kv.Epoch, key []byte, set causal.SiblingSet) error {
+	r.merging.Lock()
+	defer r.merging.Unlock()
 	held, _, err := r.engine.State().Siblings(p, key)
 	if err != nil {
 		return err
@@ -109,13 +116,13 @@ func (r *replica) put(p kv.PartitionID, key []byte, set causal.SiblingSet) error
 // Exchange implements Peer.
 func (r *replica) Exchange(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error) {
 	other := r.others[to]
-	if other.down {
+	if other.down.Load() {
 		return nil, errors.New("down")
 	}
-	r.asked++
-	r.carried += len(payload)
+	r.asked.Add(1)
+	r.carried.Add(int64(len(payload)))
 	out, err := other.service.Handle(ctx, r.id, payload)
-	r.carried += len(out)
+	r.carried.Add(int64(len(out)))
 	return out, err
 }
 
@@ -148,7 +155,7 @@ func group(t *testing.T, n int, cfg Config) []*replica {
 			Owned: func() []Owned {
 				return []Owned{{Partition: 0, Epoch: 1, Owners: owners}, {Partition: 1, Epoch: 1, Owners: owners}}
 			},
-			Alive: func(id kv.NodeID) bool { return !all[id].down },
+			Alive: func(id kv.NodeID) bool { return !all[id].down.Load() },
 			Rand:  rand.New(rand.NewPCG(uint64(id), 1)), Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 		})
 		require.NoError(t, err)
@@ -185,16 +192,17 @@ func TestExchangeMakesTwoReplicasEqualWhateverTheyHold(t *testing.T) {
 			require.NoError(t, err)
 			require.Positive(t, n)
 			require.Equal(t, len(want), len(g[0].rows(t, 0)))
-			for key, set := range want {
-				for _, side := range g {
-					require.True(t, side.rows(t, 0)[key].Equal(set), "%s on node %d", key, side.id)
+			for _, side := range g {
+				rows := side.rows(t, 0)
+				for key, set := range want {
+					require.True(t, rows[key].Equal(set), "%s on node %d", key, side.id)
 				}
 			}
-			g[0].asked = 0
+			g[0].asked.Store(0)
 			n, err = g[0].service.compareWith(t.Context(), o, 2)
 			require.NoError(t, err)
 			require.Zero(t, n)
-			require.Equal(t, 1, g[0].asked, "equal replicas cost one round trip")
+			require.Equal(t, int64(1), g[0].asked.Load(), "equal replicas cost one round trip")
 		})
 	}
 }
@@ -224,7 +232,7 @@ func TestOnlyWhatDiffersIsCarried(t *testing.T) {
 	n, err := g[0].service.compareWith(t.Context(), g[0].service.deps.Owned()[0], 2)
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
-	require.Less(t, g[0].carried, 10_000, "of 2 MB of equal values nothing travels")
+	require.Less(t, g[0].carried.Load(), int64(10_000), "of 2 MB of equal values nothing travels")
 }
 
 func TestThreeReplicasConvergeInTheBackground(t *testing.T) {
@@ -233,7 +241,7 @@ func TestThreeReplicasConvergeInTheBackground(t *testing.T) {
 		for i, side := range g {
 			require.NoError(t, side.put(0, fmt.Appendf(nil, "only-on-%d", i), sibling(uint64(i+1), "v")))
 		}
-		g[2].down = true
+		g[2].down.Store(true)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 3)
 		for _, side := range g[:2] {
@@ -242,7 +250,7 @@ func TestThreeReplicasConvergeInTheBackground(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		require.Len(t, g[0].rows(t, 0), 2, "who is down does not keep the others apart")
 		require.Len(t, g[1].rows(t, 0), 2)
-		g[2].down = false
+		g[2].down.Store(false)
 		time.Sleep(40 * time.Second)
 		for _, side := range g {
 			require.Len(t, side.rows(t, 0), 3)
@@ -269,4 +277,42 @@ func TestStrangersAndOtherEpochsAreRefused(t *testing.T) {
 		_, err := g[0].service.Handle(t.Context(), 2, payload)
 		require.ErrorIs(t, err, ErrPayload)
 	}
+}
+
+func TestKeysOfOnePartitionSpreadOverAllLeaves(t *testing.T) {
+	// The high bits of the hash choose the partition; these keys agree in eight of them.
+	used := map[int]bool{}
+	for i, found := 0, 0; found < 4000; i++ {
+		key := fmt.Appendf(nil, "key-%d", i)
+		if xxhash.Sum64(key)>>56 == 0x5a {
+			used[leafOf(key)] = true
+			found++
+		}
+	}
+	require.Greater(t, len(used), leaves*9/10)
+}
+
+// slowMerger takes its time for each merge, as a sync does.
+type slowMerger struct{ *replica }
+
+func (m slowMerger) Merge(ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet) error {
+	time.Sleep(5 * time.Millisecond)
+	return m.replica.Merge(ctx, p, epoch, key, set)
+}
+
+func TestMergesOfAMessageWaitForTheDiskTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := group(t, 2, DefaultConfig())
+		for _, side := range g {
+			side.service.deps.Merger = slowMerger{side}
+		}
+		for i := range 2000 {
+			require.NoError(t, g[i%2].put(0, fmt.Appendf(nil, "key-%04d", i), sibling(uint64(i+1), "v")))
+		}
+		start := time.Now()
+		n, err := g[0].service.compareWith(t.Context(), g[0].service.deps.Owned()[0], 2)
+		require.NoError(t, err)
+		require.Equal(t, 2000, n)
+		require.Less(t, time.Since(start), time.Second, "one after the other it would be ten")
+	})
 }

@@ -16,8 +16,9 @@ const leaves = 256
 // any order.
 type digest [leaves]uint64
 
-// leafOf returns the leaf that a key belongs to.
-func leafOf(key []byte) int { return int(xxhash.Sum64(key) >> 56) }
+// leafOf returns the leaf that a key belongs to. It goes by the low bits of the hash: the high ones choose the partition,
+// so that all keys of one partition have them in common.
+func leafOf(key []byte) int { return int(xxhash.Sum64(key) % leaves) }
 
 // hashRow hashes a key with its set. Equal sets have equal bytes, so they have equal hashes. scratch is reused memory;
 // the possibly grown one is returned.

@@ -5,8 +5,27 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/caprockdb/caprock/pkg/kv"
 )
+
+// mergesMax bounds the merges under way at once. Each waits for the disk, and those that wait together share a sync: one
+// after the other a message of small values would take longer than a request may.
+const mergesMax = 256
+
+// mergeAll merges the sets into this node's replica and returns once all of them are durable.
+func (s *Service) mergeAll(ctx context.Context, o Owned, sets []keySet) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(mergesMax)
+	for _, k := range sets {
+		if k.set.IsZero() {
+			continue
+		}
+		g.Go(func() error { return s.deps.Merger.Merge(ctx, o.Partition, o.Epoch, k.key, k.set) })
+	}
+	return g.Wait()
+}
 
 // Handle answers one request of a peer's exchange. It reads storage and may wait for the disk.
 func (s *Service) Handle(ctx context.Context, from kv.NodeID, payload []byte) ([]byte, error) {
@@ -68,11 +87,14 @@ func (s *Service) answerKeys(ctx context.Context, o Owned, body []byte) ([]byte,
 	return c.append(nil), nil
 }
 
-// answerMerge merges the peer's sets and returns what this replica holds afterwards of those that differ. It stops early
-// when the answer grows too large; the peer sends the rest again.
+// answerMerge merges the peer's sets and returns what this replica holds afterwards of those that differ. The answer stops
+// early when it grows too large; the peer sends the rest again, which by then is merged and costs nothing.
 func (s *Service) answerMerge(ctx context.Context, o Owned, body []byte) ([]byte, error) {
 	arrived, err := decodeKeySets(body)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.mergeAll(ctx, o, arrived); err != nil {
 		return nil, err
 	}
 	var m merged
@@ -80,11 +102,6 @@ func (s *Service) answerMerge(ctx context.Context, o Owned, body []byte) ([]byte
 	for _, k := range arrived {
 		if m.taken > 0 && bytes >= s.cfg.ChunkBytesMax {
 			break
-		}
-		if !k.set.IsZero() {
-			if err := s.deps.Merger.Merge(ctx, o.Partition, o.Epoch, k.key, k.set); err != nil {
-				return nil, err
-			}
 		}
 		held, _, err := s.deps.State.Siblings(o.Partition, k.key)
 		if err != nil {

@@ -21,7 +21,8 @@ type Peer interface {
 	Exchange(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error)
 }
 
-// Merger merges a set into this node's replica under the rules of a repair, and returns once the result is durable.
+// Merger merges a set into this node's replica under the rules of a repair, and returns once the result is durable. It is
+// called for many keys at once.
 type Merger interface {
 	Merge(ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet) error
 }
@@ -215,10 +216,8 @@ func (s *Service) mergeKeys(ctx context.Context, o Owned, to kv.NodeID, keys [][
 		if err != nil {
 			return err
 		}
-		for _, k := range m.sets {
-			if err := s.deps.Merger.Merge(ctx, o.Partition, o.Epoch, k.key, k.set); err != nil {
-				return err
-			}
+		if err := s.mergeAll(ctx, o, m.sets); err != nil {
+			return err
 		}
 		s.repaired.WithLabelValues("local").Add(float64(len(m.sets)))
 		s.repaired.WithLabelValues("remote").Add(float64(m.taken))
