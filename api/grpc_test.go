@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"os"
 	"testing"
 	"time"
 
@@ -77,6 +79,8 @@ func TestGRPCErrorsSayEverything(t *testing.T) {
 }
 
 func TestEveryCodeHasACanonicalOne(t *testing.T) {
+	reference, err := os.ReadFile("../docs/api.md")
+	require.NoError(t, err)
 	for code, want := range map[kv.Code]codes.Code{
 		kv.CodeBadRequest:           codes.InvalidArgument,
 		kv.CodeUnknownConsistency:   codes.InvalidArgument,
@@ -98,6 +102,9 @@ func TestEveryCodeHasACanonicalOne(t *testing.T) {
 		"SOMETHING_NEW":             codes.Internal,
 	} {
 		require.Equal(t, want, GRPCCodeOf(code), code)
+		if code != "SOMETHING_NEW" {
+			require.Contains(t, string(reference), fmt.Sprintf("\n| `%s` | `%s` | ", code, want))
+		}
 	}
 }
 

@@ -3,6 +3,9 @@ package client
 import (
 	"context"
 	"errors"
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -576,6 +579,16 @@ func TestExitCodes(t *testing.T) {
 		for _, err := range errs {
 			require.Equal(t, want, ExitCode(err), "%v", err)
 		}
+	}
+}
+
+func TestReferenceHasTheExitCodes(t *testing.T) {
+	reference, err := os.ReadFile("../../docs/api.md")
+	require.NoError(t, err)
+	rows := regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\| `[A-Za-z]+` \\| (\\d) \\|$").FindAllStringSubmatch(string(reference), -1)
+	require.Len(t, rows, 17)
+	for _, row := range rows {
+		require.Equal(t, row[2], strconv.Itoa(ExitCode(kv.Errorf(kv.Code(row[1]), "x"))), row[1])
 	}
 }
 
