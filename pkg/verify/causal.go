@@ -9,7 +9,7 @@ import (
 // CausalOptions say what was promised to the operations of a causal history.
 type CausalOptions struct {
 	// Overlap: every read asked so many replicas that it met each acknowledged write (R+W > N, not sloppy, not local).
-	// Then a read reflects each write that was acknowledged before it began.
+	// Then a read reflects each write that was acknowledged before it began, and shows nothing that such a write supersedes.
 	Overlap bool
 }
 
@@ -104,9 +104,10 @@ func (c *causalKey) check(res *Result, key string, ops []Op, options CausalOptio
 		switch {
 		case op.Final:
 			finals++
-			c.checkSuperseded(res, key, op, seen)
+			c.checkSuperseded(res, key, op, seen, Never)
 			c.checkPresent(res, key, op, seen, Never)
 		case options.Overlap:
+			c.checkSuperseded(res, key, op, seen, op.Call)
 			c.checkPresent(res, key, op, seen, op.Call)
 		}
 	}
@@ -165,11 +166,11 @@ func (c *causalKey) checkBeside(res *Result, key string, op *Op, seen []int) {
 	}
 }
 
-// checkSuperseded reports versions that are left though an acknowledged write supersedes them.
-func (c *causalKey) checkSuperseded(res *Result, key string, op *Op, seen []int) {
+// checkSuperseded reports versions that the read shows though a write acknowledged before the time supersedes them.
+func (c *causalKey) checkSuperseded(res *Result, key string, op *Op, seen []int, before int64) {
 	for _, i := range seen {
 		for j, w := range c.writes {
-			if w.Wrote() && c.sure[j].has(i) {
+			if w.Wrote() && w.Return < before && c.sure[j].has(i) {
 				res.add("superseded sibling", key, quote(c.writes[i].Value)+" is there though an acknowledged write had read it",
 					op, c.writes[i], w)
 				break

@@ -77,6 +77,9 @@ func TestReadsThatOverlapWritesMustReflectThem(t *testing.T) {
 	behind := historyOf(e.put(1, 2, "a", 0), e.put(3, 4, "b", 0), e.get(5, 6, "a", 0), final(e.siblings(7, 8, "a", "b")))
 	requireValid(t, CheckCausal(behind, CausalOptions{}))
 	requireCaught(t, CheckCausal(behind, CausalOptions{Overlap: true}), "sibling lost")
+	back := historyOf(e.put(1, 2, "a", 0), having(e.delete(3, 4, true, 0), "a"), e.get(5, 6, "a", 0), final(e.absent(7, 8)))
+	requireValid(t, CheckCausal(back, CausalOptions{}))
+	requireCaught(t, CheckCausal(back, CausalOptions{Overlap: true}), "superseded sibling")
 	overlapping := historyOf(e.put(1, 2, "a", 0), e.put(3, 6, "b", 0), e.get(4, 5, "a", 0), final(e.siblings(7, 8, "a", "b")))
 	requireValid(t, CheckCausal(overlapping, CausalOptions{Overlap: true}))
 }

@@ -32,10 +32,11 @@ func newGenerator(cfg Config) generator {
 
 // pool is the keys that are shared by all clients: a number of slots, in each of which one key follows another.
 type pool struct {
-	prefix string
-	slots  []slot
-	slotOf map[string]int // of keys in use
-	used   []string       // every key ever used
+	prefix        string
+	operationsMax int // of one key
+	slots         []slot
+	slotOf        map[string]int // of keys in use
+	used          []string       // every key ever used
 }
 
 type slot struct {
@@ -46,7 +47,12 @@ type slot struct {
 }
 
 func newPool(cfg Config) *pool {
-	p := &pool{prefix: cfg.Prefix, slots: make([]slot, cfg.Keys), slotOf: map[string]int{}}
+	p := &pool{
+		prefix: cfg.Prefix, operationsMax: keyOperationsMax, slots: make([]slot, cfg.Keys), slotOf: map[string]int{},
+	}
+	if cfg.Workload == WorkloadCausal {
+		p.operationsMax = causalOperationsMax
+	}
 	for i := range p.slots {
 		p.renew(i)
 	}
@@ -65,7 +71,7 @@ func (p *pool) renew(i int) {
 func (p *pool) draw(r *rand.Rand) string {
 	i := r.IntN(len(p.slots))
 	s := &p.slots[i]
-	if s.operations >= keyOperationsMax || s.unknown >= keyUnknownMax || s.full {
+	if s.operations >= p.operationsMax || s.unknown >= keyUnknownMax || s.full {
 		p.renew(i)
 		s = &p.slots[i]
 	}

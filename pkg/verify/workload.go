@@ -41,6 +41,9 @@ func Workloads() []string {
 const (
 	// keyOperationsMax retires a key after so many operations: the search for an order grows faster than their number.
 	keyOperationsMax = 500
+	// causalOperationsMax does so in the causal workload, where the end of a key's life shows most: later writes supersede
+	// what earlier ones should have left.
+	causalOperationsMax = 60
 	// keyUnknownMax retires a key after so many unknown writes, each of which may double the search.
 	keyUnknownMax = 8
 	// listElementsMax retires a key once its list is this long.
