@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -74,8 +75,18 @@ func BenchmarkCluster(b *testing.B) {
 		}
 	}
 	if path := os.Getenv("BENCH_OUT"); path != "" {
+		path = fromRoot(path)
+		require.NoError(b, os.MkdirAll(filepath.Dir(path), 0o755))
 		require.NoError(b, os.WriteFile(path, []byte(table(cells, duration)), 0o644))
 	}
+}
+
+// fromRoot returns a path that is relative to the module's root, as whoever calls make means it, as one from here.
+func fromRoot(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join("..", "..", path)
 }
 
 func benchConfig(level kv.Level) Config {

@@ -32,8 +32,8 @@ type processCluster struct {
 func startProcesses(b *testing.B) *processCluster {
 	b.Helper()
 	dir := b.TempDir()
-	binary := os.Getenv("CAPROCK_BIN")
-	if binary == "" {
+	binary := fromRoot(os.Getenv("CAPROCK_BIN"))
+	if os.Getenv("CAPROCK_BIN") == "" {
 		binary = filepath.Join(dir, "caprock")
 		build := exec.Command("go", "build", "-o", binary, "../../cmd/caprock")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
