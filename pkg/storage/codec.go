@@ -50,12 +50,15 @@ const dotBytesMin = 1 + 8
 var (
 	errCutShort  = errors.New("is cut short")
 	errLeftOver  = errors.New("has bytes left over")
+	errPadded    = errors.New("has a number longer than it needs to be")
 	errFlags     = errors.New("has unknown flags")
 	errDead      = errors.New("is a tombstone with a value")
+	errEmpty     = errors.New("spells out what it could leave out")
 	errDotsCount = errors.New("counts more covered dots than it has bytes for")
 )
 
-// uvarints reads numbers off the front of b. The first failure sticks.
+// uvarints reads numbers off the front of b. The first failure sticks. Like every decoder here it accepts only what the
+// encoder writes, so that equal rows have equal bytes.
 type uvarints struct {
 	b   []byte
 	err error
@@ -66,8 +69,12 @@ func (u *uvarints) next() uint64 {
 		return 0
 	}
 	v, n := binary.Uvarint(u.b)
-	if n <= 0 {
+	switch {
+	case n <= 0:
 		u.err = errCutShort
+		return 0
+	case n > 1 && u.b[n-1] == 0:
+		u.err = errPadded
 		return 0
 	}
 	u.b = u.b[n:]
@@ -186,6 +193,9 @@ func decodeStrong(b []byte) (Strong, error) {
 		if s.Expiry, b, err = causal.DecodeHLC(b); err != nil {
 			return Strong{}, err
 		}
+		if s.Expiry == 0 {
+			return Strong{}, errEmpty
+		}
 	}
 	if flags&strongCovers != 0 {
 		if s.Covered, b, err = decodeDots(b); err != nil {
@@ -204,6 +214,9 @@ func decodeDots(b []byte) ([]causal.Dot, []byte, error) {
 	n := u.next()
 	if u.err != nil {
 		return nil, nil, u.err
+	}
+	if n == 0 {
+		return nil, nil, errEmpty
 	}
 	// Before anything is allocated for them.
 	if n > uint64(len(u.b)/dotBytesMin) {

@@ -164,36 +164,27 @@ func TestTruncatedPayloadsAreRefused(t *testing.T) {
 }
 
 // FuzzDecodersTakeAnyBytes feeds the payload decoders what a checksum would normally keep from them. Whatever they
-// accept must survive being written again.
+// accept must be what the encoder writes.
 func FuzzDecodersTakeAnyBytes(f *testing.F) {
-	f.Add(appendStrongHead(nil, &Strong{Revision: 3, Covered: []causal.Dot{{Node: 1, Time: 2}}}))
+	f.Add(appendStrongHead(nil, &Strong{Revision: 3, Expiry: 9, Covered: []causal.Dot{{Node: 1, Time: 2}}}))
 	f.Add(appendHardState(nil, HardState{Term: 1, Vote: 2, Commit: 3}))
 	f.Add([]byte{4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		same := func(encoded []byte) { require.Equal(t, append([]byte{}, b...), encoded) }
 		if s, err := decodeStrong(b); err == nil {
-			again, err := decodeStrong(append(appendStrongHead(nil, &s), s.Value...))
-			require.NoError(t, err)
-			require.Equal(t, s, again)
+			same(append(appendStrongHead(nil, &s), s.Value...))
 		}
 		if h, err := decodeHardState(b); err == nil {
-			again, err := decodeHardState(appendHardState(nil, h))
-			require.NoError(t, err)
-			require.Equal(t, h, again)
+			same(appendHardState(nil, h))
 		}
 		if e, err := decodeEntry(b); err == nil {
-			again, err := decodeEntry(append(appendEntryHead(nil, &e), e.Data...))
-			require.NoError(t, err)
-			require.Equal(t, e, again)
+			same(append(appendEntryHead(nil, &e), e.Data...))
 		}
 		if a, err := decodeApplied(b); err == nil {
-			again, err := decodeApplied(append(appendAppliedHead(nil, &a), a.ConfState...))
-			require.NoError(t, err)
-			require.Equal(t, a, again)
+			same(append(appendAppliedHead(nil, &a), a.ConfState...))
 		}
 		if p, err := decodeTruncated(b); err == nil {
-			again, err := decodeTruncated(appendTruncated(nil, p))
-			require.NoError(t, err)
-			require.Equal(t, p, again)
+			same(appendTruncated(nil, p))
 		}
 	})
 }
