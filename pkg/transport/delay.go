@@ -23,7 +23,6 @@ type delayed struct {
 	life  uint64
 	kind  kind
 	id    uint64
-	skew  error
 }
 
 // delayLine holds frames back, all of them with one goroutine and one timer.

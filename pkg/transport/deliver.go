@@ -39,17 +39,18 @@ func (m *Mux) Deliver(from kv.NodeID, batch []byte) error {
 			break
 		}
 	}
-	skew := m.clock.Observe(h.clock)
-	if skew != nil {
+	// A clock that is too far ahead is not taken over. What the peer asks for is served all the same: a read or a strong
+	// write does not depend on it, and a stamp from it is refused where stamps are judged.
+	if err := m.clock.Observe(h.clock); err != nil {
 		m.metrics.skewed.Inc()
-		p.logSkew(skew)
+		p.logSkew(err)
 	}
 	for len(rest) > 0 {
 		var f frame
 		if f, rest, err = nextFrame(rest); err != nil {
 			return fmt.Errorf("a batch of node %d: %w", from, err)
 		}
-		m.arrive(p, h.life, f, skew)
+		m.arrive(p, h.life, f)
 	}
 	return nil
 }
@@ -69,14 +70,14 @@ func (p *peer) heard() {
 func (p *peer) logSkew(err error) {
 	now, last := int64(time.Since(p.m.began)), p.warned.Load()
 	if (last == 0 || now-last >= int64(skewLogEvery)) && p.warned.CompareAndSwap(last, now) {
-		p.m.log.Warn("requests of a peer are refused", "peer", uint64(p.id), "error", err)
+		p.m.log.Warn("a peer's clock is too far ahead; its readings are ignored", "peer", uint64(p.id), "error", err)
 	}
 }
 
 // arrive lets the fault injector deal with a frame before it is handled.
-func (m *Mux) arrive(p *peer, life uint64, f frame, skew error) {
+func (m *Mux) arrive(p *peer, life uint64, f frame) {
 	if m.faults == nil || f.kind == kindVoid {
-		m.handle(p, life, f, skew)
+		m.handle(p, life, f)
 		return
 	}
 	class := f.kind.class()
@@ -87,14 +88,14 @@ func (m *Mux) arrive(p *peer, life uint64, f frame, skew error) {
 		return
 	case fate.delay > 0:
 		m.delays.add(fate.delay, delayed{
-			peer: p, class: class, twice: fate.duplicate, life: life, kind: f.kind, id: f.id, skew: skew,
+			peer: p, class: class, twice: fate.duplicate, life: life, kind: f.kind, id: f.id,
 			bytes: bytes.Clone(f.payload),
 		})
 		return
 	}
-	m.handle(p, life, f, skew)
+	m.handle(p, life, f)
 	if fate.duplicate {
-		m.handle(p, life, f, skew)
+		m.handle(p, life, f)
 	}
 }
 
@@ -104,12 +105,12 @@ func (m *Mux) undelay(d *delayed) {
 		if d.out {
 			d.peer.release(d)
 		} else {
-			m.handle(d.peer, d.life, frame{kind: d.kind, id: d.id, payload: d.bytes}, d.skew)
+			m.handle(d.peer, d.life, frame{kind: d.kind, id: d.id, payload: d.bytes})
 		}
 	}
 }
 
-func (m *Mux) handle(p *peer, life uint64, f frame, skew error) {
+func (m *Mux) handle(p *peer, life uint64, f frame) {
 	switch {
 	case f.kind == kindRaft:
 		m.handler.HandleRaft(p.id, f.payload)
@@ -123,10 +124,6 @@ func (m *Mux) handle(p *peer, life uint64, f frame, skew error) {
 	case f.kind.isRequest():
 		if !p.fresh(life, f.id) {
 			m.metrics.repeated.Inc()
-			return
-		}
-		if skew != nil {
-			p.respondError(f.id, kv.Errorf(kv.CodeNotReady, "node %d refuses requests of node %d: %w", m.self, p.id, skew))
 			return
 		}
 		if err := m.dispatch(p, f.kind, f.id, bytes.Clone(f.payload)); err != nil {

@@ -52,7 +52,7 @@ func newMetrics(r prometheus.Registerer, m *Mux) (*metrics, error) {
 		linksUp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "kvstore_transport_links", Help: "Links to peers that are up.",
 		}),
-		skewed:       counter("skewed_batches_total", "Batches of peers whose clock is too far ahead; their requests are refused."),
+		skewed:       counter("skewed_batches_total", "Batches of peers whose clock is too far ahead; their readings are ignored."),
 		strayReplies: counter("stray_replies_total", "Replies that no call waits for any more."),
 		repeated:     counter("repeated_requests_total", "Requests that came again or far too late and were not handled."),
 		malformed:    counter("malformed_requests_total", "Requests that could not be read."),

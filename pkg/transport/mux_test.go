@@ -1,9 +1,7 @@
 package transport
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"testing"
@@ -400,22 +398,4 @@ func TestConfigSaysWhatIsWrong(t *testing.T) {
 	}
 	_, err := New(DefaultConfig(), Deps{})
 	require.Error(t, err)
-}
-
-func TestPayloadsAreTheHandlersOwn(t *testing.T) {
-	b := newBoard()
-	two := newStation(t, boardWire{b, 2}, 2)
-	var kept []byte
-	two.node.onOpaque = func(p []byte) ([]byte, error) {
-		kept = p
-		return nil, errors.New("x")
-	}
-	out := make([]byte, headerBytes)
-	header{from: 1, life: 9, cluster: 1}.put(out)
-	start := len(out)
-	out = append(appendRequestPrefix(openFrame(out, kindMeta, 5), 1, time.Second), "payload"...)
-	closeFrame(out, start)
-	require.NoError(t, two.Deliver(1, out))
-	copy(out, bytes.Repeat([]byte{0}, len(out))) // the wire reuses its buffer
-	require.Equal(t, "payload", string(kept))
 }
