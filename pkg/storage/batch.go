@@ -22,6 +22,8 @@ type Batch struct {
 	// waiting is true from ApplyNoSyncWait until SyncWait returned: Pebble still writes into rows.
 	waiting bool
 	applied bool
+	// err is why the batch could not be applied or synced.
+	err error
 	// abandoned is true when the engine stopped while Pebble had the batch. Pebble may hold on to it, so that it is
 	// left to the garbage collector.
 	abandoned bool
@@ -51,7 +53,7 @@ func (b *Batch) Close() {
 		_ = b.rows.Close()
 	}
 	e := b.engine
-	b.engine, b.rows, b.applied, b.abandoned = nil, nil, false, false
+	b.engine, b.rows, b.applied, b.abandoned, b.err = nil, nil, false, false, nil
 	if cap(b.head) > batchScratchBytesMax {
 		b.head = nil
 	}
@@ -84,6 +86,11 @@ func (e *Engine) ApplySync(b *Batch) error {
 }
 
 func (e *Engine) apply(b *Batch, sync bool) error {
+	b.err = e.tryApply(b, sync)
+	return b.err
+}
+
+func (e *Engine) tryApply(b *Batch, sync bool) error {
 	invariant.Check(b.engine == e, "a batch is applied to the engine that made it")
 	invariant.Check(!b.applied, "a batch is applied once")
 	if err := e.usable(); err != nil {
@@ -112,10 +119,11 @@ func (e *Engine) apply(b *Batch, sync bool) error {
 }
 
 // SyncWait waits for the sync that ApplyNoSyncWait asked for. Only nil means that the batch is durable; after an error
-// it may be or may not be. Without ApplyNoSyncWait before it, it returns nil at once.
+// it may be or may not be. It repeats its answer, and that of an apply that failed; where no sync was asked for there
+// is nothing to wait for and the answer is nil.
 func (b *Batch) SyncWait() error {
 	if !b.waiting {
-		return nil
+		return b.err
 	}
 	err := b.rows.SyncWait()
 	b.waiting = false
@@ -123,7 +131,8 @@ func (b *Batch) SyncWait() error {
 		// The guard keeps the log's errors away from Pebble. Should one come by another way, it is as fatal.
 		b.engine.health.trip(fmt.Errorf("sync of the write-ahead log: %w", err))
 	}
-	return b.engine.health.stopped()
+	b.err = b.engine.health.stopped()
+	return b.err
 }
 
 // put adds the row of b.key. The payload is head followed by tail; only tail may be large.

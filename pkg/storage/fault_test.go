@@ -161,6 +161,7 @@ func requireStopped(t *testing.T, e *Engine) {
 	b.SetNodeRow("x", nil)
 	require.ErrorIs(t, e.ApplyNoSync(b), ErrStopped)
 	require.ErrorIs(t, e.ApplyNoSyncWait(b), ErrStopped)
+	require.ErrorIs(t, b.SyncWait(), ErrStopped, "who overlooked the first error must not get a nil")
 	require.ErrorIs(t, e.ApplySync(b), ErrStopped)
 	require.ErrorIs(t, e.Degraded(), ErrStopped)
 	require.InDelta(t, 1, e.Pressure(), 1e-9)
@@ -189,6 +190,7 @@ func TestAFailedSyncIsNotAcknowledgedByALaterOne(t *testing.T) {
 	require.NoError(t, e.ApplyNoSyncWait(first))
 	// Which of the two syncs meets the fault is a race; neither may be acknowledged afterwards.
 	errSecond := e.ApplySync(second)
+	require.ErrorIs(t, first.SyncWait(), ErrStopped)
 	require.ErrorIs(t, first.SyncWait(), ErrStopped)
 	require.ErrorIs(t, errSecond, ErrStopped)
 	first.Close()

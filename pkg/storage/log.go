@@ -49,7 +49,10 @@ func (l Log) Applied(g kv.GroupID) (a Applied, found bool, err error) {
 // are the caller's own. Every entry of the range must exist: ErrTruncated when lo lies in the truncated part of the
 // log, otherwise a missing entry wraps ErrCorruption.
 func (l Log) Entries(g kv.GroupID, lo, hi, maxBytes uint64) ([]LogEntry, error) {
-	invariant.Check(lo < hi, "entries [%d, %d) of group %d", lo, hi, g)
+	invariant.Check(lo <= hi, "entries [%d, %d) of group %d", lo, hi, g)
+	if lo == hi {
+		return nil, nil
+	}
 	var out []LogEntry
 	next, size, full := lo, uint64(0), false
 	lower := appendEntryKey(nil, g, lo)

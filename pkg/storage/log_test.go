@@ -47,6 +47,9 @@ func TestEntriesAreReadInOrderAndOfOneGroupOnly(t *testing.T) {
 	got, err = e.Log().Entries(2, 255, 258, math.MaxUint64)
 	require.NoError(t, err)
 	require.Equal(t, []uint64{255, 256, 257}, indexes(got))
+	got, err = e.Log().Entries(2, 5, 5, math.MaxUint64)
+	require.NoError(t, err)
+	require.Empty(t, got)
 }
 
 func TestEntriesStopAtMaxBytesButReturnOne(t *testing.T) {
