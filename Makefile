@@ -73,6 +73,7 @@ test-sim: ## Run the simulated cluster on SIM_SEEDS seeds
 test-comprehensive: ## Everything: race detector everywhere, many simulation seeds, real processes (long)
 	CGO_ENABLED=1 go test -race -timeout 40m ./...
 	$(MAKE) test-sim SIM_SEEDS=200
+	CAPROCK_STORAGE_SEEDS=200 go test -count=1 -timeout 30m -run Crash ./pkg/storage
 	go test -count=1 -timeout 10m ./cmd/...
 
 .PHONY: bench
