@@ -6,7 +6,7 @@
 //
 //	w, err := verify.NewWorkload(verify.DefaultConfig(verify.WorkloadRegister), rand.New(rand.NewPCG(seed, 0)))
 //	h := verify.NewHistory()
-//	set every policy of w.Policies() in the cluster
+//	set every policy of w.Policies(), and wait until every node lists it
 //	w.Run(runCtx, target, h)             // until runCtx is done or cfg.Operations were made; h.Note(...) beside it
 //	heal everything, wait until replicas had time to converge
 //	err = w.Finish(finishCtx, target, h) // the final reads, each tried until it succeeds
