@@ -27,7 +27,8 @@ func (s *search) explain(res *Result, key string, timeout time.Duration) {
 	var longest []int
 	for _, partial := range info.PartialLinearizations() {
 		for _, order := range partial {
-			if len(order) > len(longest) {
+			// Of several the first in order of operations, so that one history is always explained alike.
+			if len(order) > len(longest) || len(order) == len(longest) && slices.Compare(order, longest) < 0 {
 				longest = order
 			}
 		}

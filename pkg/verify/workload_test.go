@@ -44,6 +44,9 @@ func checkAgainFromFile(t *testing.T, w *Workload, h *History, want Report) {
 
 const runOperations = 800
 
+// seedsMax bounds the runs that a bug gets to show itself.
+const seedsMax = uint64(20)
+
 func configFor(workload string) Config {
 	cfg := DefaultConfig(workload)
 	cfg.Operations = runOperations
@@ -83,9 +86,10 @@ func TestWorkloadsFindWhatIsWrongWithABrokenCluster(t *testing.T) {
 		for _, b := range bugs {
 			t.Run(workload+"/"+string(b), func(t *testing.T) {
 				cfg := configFor(workload)
-				cfg.Overlap = false
+				// Where reads promise nothing, a delete that came undone shows only if it was among the last writes of its key.
+				cfg.Overlap = b == deleteUndone
 				for seed := uint64(1); ; seed++ {
-					require.LessOrEqual(t, seed, uint64(5), "not caught with five seeds")
+					require.LessOrEqual(t, seed, seedsMax, "not caught")
 					report, planted := runFake(t, cfg, seed, b)
 					if planted == 0 && b != failedApplied {
 						continue
