@@ -99,8 +99,12 @@ func (c *Clock) Now() (HLC, error) {
 }
 
 // Observe makes every later Now higher than remote. It refuses, with ErrClockSkew, a reading more than MaxOffset ahead
-// of the local wall clock.
+// of the local wall clock, unless this clock is past it already: two nodes that were led astray together and whose wall
+// clocks were then set right must not refuse each other what they agree on.
 func (c *Clock) Observe(remote HLC) error {
+	if remote <= c.Last() {
+		return nil // it says nothing new, wherever the local wall clock has gone since
+	}
 	wall := c.wall()
 	if limit := wall.Millis() + c.cfg.MaxOffset.Milliseconds(); remote.Millis() > limit {
 		return fmt.Errorf("%w: a reading is %d ms ahead of the local clock; the limit is %v, check NTP on both nodes",

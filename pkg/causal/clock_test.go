@@ -72,8 +72,9 @@ func TestClockNeverRepeatsNorGoesBack(t *testing.T) {
 			case "observe":
 				ahead := int64(rapid.IntRange(-2000, 2000).Draw(t, "ahead"))
 				h := MakeHLC(wall.UnixMilli()+ahead, 3)
+				news := h > c.Last()
 				err := c.Observe(h)
-				if refused := errors.Is(err, ErrClockSkew); refused != (ahead > 500) {
+				if refused := errors.Is(err, ErrClockSkew); refused != (news && ahead > 500) {
 					t.Fatalf("%d ms ahead: %v", ahead, err)
 				}
 				if err == nil {
@@ -253,4 +254,18 @@ func farAhead() ClockConfig {
 	cfg := DefaultClockConfig()
 	cfg.CeilingAhead = 3 * time.Second
 	return cfg
+}
+
+func TestClockAcceptsWhatItIsPastAlready(t *testing.T) {
+	now := time.UnixMilli(1_000_000)
+	c, err := NewClock(DefaultClockConfig(), ClockDeps{WallNow: func() time.Time { return now }, Persist: func(HLC) error { return nil }})
+	require.NoError(t, err)
+	ahead := MakeHLC(now.Add(10*time.Minute).UnixMilli(), 0)
+	require.ErrorIs(t, c.Observe(ahead), ErrClockSkew)
+	right := now
+	now = now.Add(10 * time.Minute) // the wall clock is wrong for a while
+	require.NoError(t, c.Observe(ahead))
+	now = right
+	require.NoError(t, c.Observe(ahead), "others that were led astray with this node are not refused by it")
+	require.ErrorIs(t, c.Observe(ahead+1<<26), ErrClockSkew, "but they lead it no further")
 }

@@ -132,11 +132,9 @@ func (n *Node) mayRetry(r *kv.Request, err error) bool {
 func (n *Node) tryStrong(ctx context.Context, rt route, attempt int) (kv.Response, error) {
 	group := rt.partition.Group()
 	owner := slices.Contains(rt.owners, n.id.Node)
-	target := kv.NoNode
+	target := n.pickOwner(rt.owners, attempt)
 	if owner {
 		target = n.strong.Leader(group)
-	} else {
-		target = n.pickOwner(rt.owners, attempt)
 	}
 	switch {
 	case target == n.id.Node:
@@ -236,9 +234,14 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 // to Raft only.
 func (n *Node) strongReplicas(_ route) []kv.NodeID { return []kv.NodeID{n.id.Node} }
 
-// routeEventual coordinates here when this node is a replica of the key, else at one that is: one hop.
+// routeEventual coordinates here when this node is a replica of the key, else at one that is: one hop. A node whose
+// hybrid clock is far ahead of its wall clock, because the latter was wrong and has been set right, leaves writes to
+// another replica: what it stamped, the others would refuse.
 func (n *Node) routeEventual(ctx context.Context, rt route) (kv.Response, error) {
-	if slices.Contains(rt.owners, n.id.Node) {
+	owner := slices.Contains(rt.owners, n.id.Node)
+	fast := rt.request.Op.IsWrite() && rt.request.Hops == 0 && n.clock.Lead() > n.cfg.Clock.MaxOffset &&
+		n.pickOwner(rt.owners, 0) != kv.NoNode
+	if owner && !fast {
 		return n.coordinator.Do(ctx, quorum.Call{
 			Request: rt.request, Partition: rt.partition, Epoch: rt.state.Map.Epoch, Owners: rt.owners,
 			Quorum: rt.quorum, Resolver: rt.resolver,
