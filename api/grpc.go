@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -82,12 +83,15 @@ const (
 	// An idle client that vanished without a word is noticed after this.
 	keepaliveTime    = 30 * time.Second
 	keepaliveTimeout = 10 * time.Second
+	// connStreamsMax bounds the calls and streams of one connection.
+	connStreamsMax = 1024
 )
 
 // GRPCServerOptions returns the options that a server for RegisterGRPC needs. Others may be added.
 func GRPCServerOptions(cfg GRPCConfig) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(cfg.MessageBytesMax),
+		grpc.MaxConcurrentStreams(connStreamsMax),
 		grpc.StaticStreamWindowSize(streamWindowBytes),
 		grpc.StaticConnWindowSize(connWindowBytes),
 		grpc.ReadBufferSize(grpcBufferBytes),
@@ -223,6 +227,7 @@ func (g *GRPC) unary(ctx context.Context, in *kvpb.Operation, kind kv.Op) (*kvpb
 	defer cancel()
 	response, failure := g.exec.execute(ctx, &op.Request)
 	if failure != nil {
+		g.note(failure)
 		return nil, statusOf(failure)
 	}
 	var wire kvwire.Result
@@ -232,6 +237,13 @@ func (g *GRPC) unary(ctx context.Context, in *kvpb.Operation, kind kv.Op) (*kvpb
 		return nil, statusOf(kv.Errorf(kv.CodeInternal, "the result cannot be encoded: %w", err).WithOutcome(response.Outcome))
 	}
 	return out, nil
+}
+
+// note logs a failure that only whoever runs the node can do something about.
+func (g *GRPC) note(failure *kv.Error) {
+	if failure.Code == kv.CodeInternal {
+		g.deps.Logger.Error("operation failed", slog.String("front", "grpc"), slog.String("error", failure.Error()))
+	}
 }
 
 // accept checks what only this front can check of an operation, and fills in its timeout.

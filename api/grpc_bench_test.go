@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -49,10 +50,10 @@ func BenchmarkStreamWorkers(b *testing.B) {
 			exec, err := newExecutor(deps, cfg.Limits)
 			require.NoError(b, err)
 			s := newOpStream(b.Context(), &GRPC{cfg: cfg, deps: deps, exec: exec, drain: make(chan struct{})})
-			op := &kvwire.Operation{ID: 1, Request: kv.Request{Op: kv.OpPut, Key: []byte("key"), Value: make([]byte, 100)}}
+			op := &kvwire.Operation{ID: 1, Timeout: time.Minute, Request: kv.Request{Op: kv.OpPut, Key: []byte("key"), Value: make([]byte, 100)}}
 			b.ReportAllocs()
 			for b.Loop() {
-				batch := deadlines{parent: b.Context()}
+				batch := deadlines{parent: b.Context(), from: time.Now()}
 				for range batchSize {
 					s.accept(op, &batch)
 				}

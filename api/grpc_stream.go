@@ -102,7 +102,7 @@ func (s *opStream) receive(stream grpc.ServerStream) error {
 		if err != nil {
 			return err
 		}
-		batch := deadlines{parent: s.ctx}
+		batch := deadlines{parent: s.ctx, from: time.Now()}
 		err = kvwire.DecodeOperations(frame.Data, func(op *kvwire.Operation) { s.accept(op, &batch) })
 		batch.release()
 		if err != nil {
@@ -127,6 +127,14 @@ func (s *opStream) accept(op *kvwire.Operation, batch *deadlines) {
 		return
 	}
 	t := &task{id: op.ID, request: op.Request, deadline: batch.of(op.Timeout), reserved: reserved}
+	if t.deadline.Err() != nil && s.ctx.Err() == nil {
+		// It has waited for room all the time it had. Refusing it now is more than its deadline in the node could say: nothing of
+		// it was begun.
+		t.deadline.release()
+		s.g.exec.refuse(op.Request.Level, op.Request.Op)
+		s.out.add(&kvwire.Result{ID: op.ID, Err: kv.Errorf(kv.CodeDeadlineExceeded, "the deadline passed before the operation was begun")}, reserved)
+		return
+	}
 	select {
 	case s.tasks <- t:
 	default:
@@ -161,6 +169,7 @@ func (s *opStream) run(t *task, result *kvwire.Result) {
 	t.deadline.release()
 	result.ID = t.id
 	if failure != nil {
+		s.g.note(failure)
 		*result = kvwire.Result{ID: t.id, Replicas: result.Replicas[:0], Err: failure}
 	} else {
 		s.g.fillResult(result, kind, &response)
@@ -171,6 +180,7 @@ func (s *opStream) run(t *task, result *kvwire.Result) {
 // deadlines makes the contexts of one message's operations.
 type deadlines struct {
 	parent context.Context
+	from   time.Time // when the message came; waiting for room counts
 	last   *sharedDeadline
 }
 
@@ -178,7 +188,7 @@ type deadlines struct {
 func (d *deadlines) of(timeout time.Duration) *sharedDeadline {
 	if d.last == nil || d.last.timeout != timeout {
 		d.release()
-		ctx, cancel := context.WithTimeout(d.parent, timeout)
+		ctx, cancel := context.WithDeadline(d.parent, d.from.Add(timeout))
 		d.last = &sharedDeadline{Context: ctx, timeout: timeout, cancel: cancel}
 		d.last.users.Store(1) // d itself, until the next
 	}

@@ -263,6 +263,27 @@ func TestStreamThatEndsDoesNotWaitForItsOperations(t *testing.T) {
 	require.Less(t, time.Since(begin), kv.RequestTimeout)
 }
 
+func TestOperationThatWaitedTooLongForRoomIsNotBegun(t *testing.T) {
+	node := &scriptedNode{fakeNode: newFakeNode()}
+	var begun atomic.Int64
+	release := make(chan struct{})
+	node.run = func(context.Context, *kv.Request) (kv.Response, error) {
+		begun.Add(1)
+		<-release
+		return kv.Response{}, nil
+	}
+	s := newGRPCFront(t, node, func(c *GRPCConfig) { c.StreamOpsMax = 1 }).stream()
+	late := putOp(2, "k", "v")
+	late.TimeoutMs = 20
+	s.send(putOp(1, "k", "v"), late)
+	time.Sleep(50 * time.Millisecond)
+	close(release)
+	failure := s.await(2).GetError()
+	require.Equal(t, "DEADLINE_EXCEEDED", failure.GetCode())
+	require.Equal(t, kvpb.Outcome_OUTCOME_NOT_APPLIED, failure.GetOutcome())
+	require.EqualValues(t, 1, begun.Load())
+}
+
 func TestDeadlinesEndWithTheirOperations(t *testing.T) {
 	node := &scriptedNode{fakeNode: newFakeNode()}
 	contexts := make(chan context.Context, 2)
@@ -284,7 +305,7 @@ func TestDeadlinesEndWithTheirOperations(t *testing.T) {
 }
 
 func TestOneMessageSharesDeadlinesAndReleasesThem(t *testing.T) {
-	batch := deadlines{parent: t.Context()}
+	batch := deadlines{parent: t.Context(), from: time.Now()}
 	a, b, c := batch.of(time.Hour), batch.of(time.Hour), batch.of(2*time.Hour)
 	require.Same(t, a, b)
 	require.NotSame(t, a, c)
@@ -312,9 +333,9 @@ func TestWorkersAreKeptUpToTheLimit(t *testing.T) {
 	require.NoError(t, err)
 	g := &GRPC{cfg: cfg, deps: testDeps(node), exec: exec, drain: make(chan struct{})}
 	s := newOpStream(t.Context(), g)
-	batch := deadlines{parent: t.Context()}
+	batch := deadlines{parent: t.Context(), from: time.Now()}
 	for id := range uint64(20) {
-		s.accept(&kvwire.Operation{ID: id + 1, Request: kv.Request{Op: kv.OpPut, Key: []byte("k")}}, &batch)
+		s.accept(&kvwire.Operation{ID: id + 1, Timeout: time.Minute, Request: kv.Request{Op: kv.OpPut, Key: []byte("k")}}, &batch)
 	}
 	close(release)
 	require.Eventually(t, func() bool {

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -212,7 +213,11 @@ func (c *conn) receive(stream grpc.ClientStream) error {
 	var names kvwire.Names
 	var replicas []string // of the last result; mostly those of the next one too
 	for {
-		if err := stream.RecvMsg(frame); err != nil {
+		err := stream.RecvMsg(frame)
+		if errors.Is(err, io.EOF) {
+			return errors.New("the node ended the stream")
+		}
+		if err != nil {
 			return statusError(err)
 		}
 		c.mu.Lock()
