@@ -34,9 +34,7 @@ func (r *Request) Validate(l Limits) error {
 	if r.Op == OpGet && r.Quorum.W != 0 {
 		return Errorf(CodeBadRequest, "w= counts acknowledgements of a write; a read takes r=")
 	}
-	if r.Op.IsWrite() && r.Quorum.R != 0 {
-		return Errorf(CodeBadRequest, "r= counts answers to a read; a write takes w=")
-	}
+	// A write may carry R: clients send one N, R and W with all they do. It is checked against N and asks for nothing.
 	if r.Op == OpGet && len(r.Context) > 0 {
 		return Errorf(CodeBadRequest, "a context goes with a write; it means nothing on a read")
 	}
