@@ -65,6 +65,9 @@ type Config struct {
 	Meta        meta.Config
 }
 
+// votersMax bounds the voters of group 0. More make every change of the map slower and no safer.
+const votersMax = 7
+
 // Addresses are the endpoints of one node, host:port each. RESP may be empty.
 type Addresses struct {
 	HTTP, GRPC, Gossip, RESP string
@@ -101,6 +104,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("the node has no data directory: give --data-dir")
 	case !slices.Contains(c.InitialMembers, c.Name):
 		return fmt.Errorf("%s is not among the initial members %v: nodes that join later are not supported by this version", c.Name, c.InitialMembers)
+	case len(c.InitialMembers) > votersMax:
+		return fmt.Errorf("%d initial members: this version forms clusters of up to %d", len(c.InitialMembers), votersMax)
 	case c.Partitions < 1 || c.Partitions > 4096:
 		return fmt.Errorf("%d partitions: choose 1 to 4096 with --partitions", c.Partitions)
 	case c.Quorum.N > len(c.InitialMembers):
