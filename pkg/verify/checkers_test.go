@@ -46,6 +46,7 @@ func TestSetAnomaliesAreCaught(t *testing.T) {
 	requireValid(t, CheckSet(historyOf(first, e.put(3, 0, "a u", 0), final(e.get(5, 6, "a", 0)), final(e.get(7, 8, "a u", 0)))))
 	requireValid(t, CheckSet(historyOf(first, e.delete(3, 4, true, 0), final(e.absent(5, 6)))))
 	requireValid(t, CheckSet(historyOf(first, e.delete(3, 0, true, 0), final(e.absent(5, 6)), final(e.get(7, 8, "a", 0)))))
+	requireValid(t, CheckSet(historyOf(first, e.delete(3, 4, true, 0), e.put(5, 6, "b", 0), final(e.get(7, 8, "b", 0)))))
 	requireValid(t, CheckSet(historyOf(first, e.absent(3, 4), final(e.get(5, 6, "a", 0)))))
 	for name, c := range map[string]struct {
 		kind string

@@ -33,11 +33,11 @@ func (s *search) explain(res *Result, key string, timeout time.Duration) {
 			}
 		}
 	}
-	states := []register{{bound: true}}
+	state := register{bound: true}
 	placed := map[int]bool{}
 	for _, i := range longest {
 		placed[i] = true
-		states = applyAll(states, &s.all[i])
+		state, _ = state.apply(&s.all[i]) // it could be placed there
 	}
 	stuck := -1
 	for i := range s.all {
@@ -55,7 +55,7 @@ func (s *search) explain(res *Result, key string, timeout time.Duration) {
 	}
 	res.add("not linearizable", key, fmt.Sprintf(
 		"no order of its %d operations explains the answers; after %d of them the key is %s, where the first of these cannot follow the others",
-		len(s.all), len(longest), describeStates(states)), ops...)
+		len(s.all), len(longest), state), ops...)
 }
 
 // Visualize writes porcupine's HTML page of the keys' strong operations, all keys when none is given, 16 at most. The

@@ -21,16 +21,8 @@ type register struct {
 	bound   bool
 }
 
-// states are those that may follow from one: none, one, or two when it is not known whether a condition holds.
-type states struct {
-	at [2]register
-	n  int
-}
-
-func one(r register) states { return states{at: [2]register{r}, n: 1} }
-
-// apply returns the states in which the register may be after the step; none when the step cannot come here.
-func (r register) apply(s *step) states {
+// apply returns the register after the step; false when the step cannot come here.
+func (r register) apply(s *step) (register, bool) {
 	op := s.op
 	switch {
 	case op.Kind == kv.OpGet:
@@ -39,93 +31,78 @@ func (r register) apply(s *step) states {
 		return r.missed(op)
 	case s.applied:
 		return r.write(s)
-	default:
-		return r.mayWrite(s)
 	}
+	// It is not known whether the write was applied. Where it can be it is, otherwise its condition misses. That it may not be
+	// applied though it could needs no case: that is the same as coming last, which it may.
+	if next, ok := r.write(s); ok {
+		return next, true
+	}
+	return r, true
 }
 
-func (r register) get(op *Op) states {
+func (r register) get(op *Op) (register, bool) {
 	switch {
 	case !op.Found && !r.exists:
-		return one(r)
+		return r, true
 	case !op.Found || !r.exists || r.value != op.Result:
-		return states{}
+		return r, false
 	}
 	return r.bind(op.Version)
 }
 
-// bind returns the state with the version known to be v; none when it cannot be. v is 0 when nothing is known.
-func (r register) bind(v uint64) states {
+// bind returns the register with the version known to be v; false when it cannot be. v is 0 when nothing is known.
+func (r register) bind(v uint64) (register, bool) {
 	switch {
 	case v == 0 || r.bound && r.version == v:
-		return one(r)
+		return r, true
 	case r.bound || v <= r.version:
-		return states{}
+		return r, false
 	}
 	r.version, r.bound = v, true
-	return one(r)
+	return r, true
 }
 
 // missed is a conditional write that observed another version than it asked for.
-func (r register) missed(op *Op) states {
+func (r register) missed(op *Op) (register, bool) {
 	if op.Version == 0 {
-		if r.exists || op.Condition == (kv.Condition{Kind: kv.ConditionVersion}) {
-			return states{}
-		}
-		return one(r)
+		asked := op.Condition.Kind == kv.ConditionVersion && op.Condition.Version == 0
+		return r, !r.exists && !asked
 	}
 	if !r.exists || op.Condition.Kind == kv.ConditionExists || op.Condition.Version == op.Version {
-		return states{}
+		return r, false
 	}
 	return r.bind(op.Version)
 }
 
-// holds returns the states in which the condition holds, as far as they can be those of r.
-func (r register) holds(c kv.Condition) states {
-	switch {
-	case c.Kind == kv.ConditionNone,
-		c.Kind == kv.ConditionExists && r.exists,
-		c.Kind == kv.ConditionVersion && c.Version == 0 && !r.exists:
-		return one(r)
-	case c.Kind == kv.ConditionVersion && c.Version != 0 && r.exists:
-		return r.bind(c.Version)
+// meet returns the register knowing that the condition holds; false when it cannot.
+func (r register) meet(c kv.Condition) (register, bool) {
+	switch c.Kind {
+	case kv.ConditionNone:
+		return r, true
+	case kv.ConditionExists:
+		return r, r.exists
 	}
-	return states{}
+	if c.Version == 0 || !r.exists {
+		return r, c.Version == 0 && !r.exists
+	}
+	return r.bind(c.Version)
 }
 
-// write is a write that was applied.
-func (r register) write(s *step) states {
-	held := r.holds(s.op.Condition)
-	if held.n == 0 {
-		return held
-	}
-	r = held.at[0]
+// write is a write that is applied.
+func (r register) write(s *step) (register, bool) {
+	r, ok := r.meet(s.op.Condition)
+	switch {
+	case !ok, s.version != 0 && s.version <= r.version:
+		return r, false
 	// Whether a put found something is not part of every interface's answer; of a delete it is.
-	if s.answered && s.op.Kind == kv.OpDelete && s.op.Level == kv.LevelStrong && s.op.Found != r.exists {
-		return states{}
-	}
-	if s.version != 0 && s.version <= r.version {
-		return states{}
+	case s.answered && s.op.Kind == kv.OpDelete && s.op.Level == kv.LevelStrong && s.op.Found != r.exists:
+		return r, false
 	}
 	next := register{exists: s.op.Kind == kv.OpPut, value: s.op.Value, version: s.version, bound: s.version != 0}
 	if !next.bound {
 		next.version = r.version
 	}
-	return one(next)
-}
-
-// mayWrite is a write of which it is not known whether it was applied. Its condition may hold, or not, or it may not be
-// known which; a write that never takes effect at all is one that comes last.
-func (r register) mayWrite(s *step) states {
-	applied := r.write(s)
-	certain := s.op.Condition.Kind != kv.ConditionVersion || s.op.Condition.Version == 0 || r.bound || !r.exists
-	if applied.n > 0 && certain {
-		return applied
-	}
-	if applied.n == 0 {
-		return one(r)
-	}
-	return states{at: [2]register{applied.at[0], r}, n: 2}
+	return next, true
 }
 
 // model is porcupine's model of one key, with a limit on the steps of one search.
@@ -143,76 +120,22 @@ func newModel(stepsMax int64) *model {
 	m := &model{stepsMax: stepsMax}
 	seed := maphash.MakeSeed()
 	m.model = porcupine.Model{
-		Init: func() any { return []register{{bound: true}} },
+		Init: func() any { return register{bound: true} },
 		StepContext: func(_ context.Context, state, input, _ any) (bool, any) {
 			if m.steps.Add(1) > m.stepsMax {
 				return false, state
 			}
-			next := applyAll(state.([]register), input.(*step))
-			return len(next) > 0, next
+			next, ok := state.(register).apply(input.(*step))
+			return ok, next
 		},
-		Equal: func(a, b any) bool { return sameStates(a.([]register), b.([]register)) },
-		Hash: func(state any) uint64 {
-			var sum uint64
-			for _, r := range state.([]register) {
-				sum += maphash.Comparable(seed, r)
-			}
-			return sum
-		},
+		Hash:              func(state any) uint64 { return maphash.Comparable(seed, state.(register)) },
 		DescribeOperation: func(input, _ any) string { return input.(*step).op.describe() },
-		DescribeState:     func(state any) string { return describeStates(state.([]register)) },
+		DescribeState:     func(state any) string { return state.(register).String() },
 		DescribeOperationMetadata: func(info any) string {
 			return fmt.Sprintf("operation #%v", info)
 		},
 	}
 	return m
-}
-
-// applyAll returns every state that may follow from any of the states.
-func applyAll(from []register, s *step) []register {
-	out := make([]register, 0, 1)
-	for _, r := range from {
-		next := r.apply(s)
-		for _, n := range next.at[:next.n] {
-			if !contains(out, n) {
-				out = append(out, n)
-			}
-		}
-	}
-	return out
-}
-
-func contains(list []register, r register) bool {
-	for i := range list {
-		if list[i] == r {
-			return true
-		}
-	}
-	return false
-}
-
-// sameStates compares two lists without repeats as sets.
-func sameStates(a, b []register) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if !contains(b, a[i]) {
-			return false
-		}
-	}
-	return true
-}
-
-func describeStates(list []register) string {
-	out := ""
-	for i, r := range list {
-		if i > 0 {
-			out += " or "
-		}
-		out += r.String()
-	}
-	return out
 }
 
 // String describes the state.
