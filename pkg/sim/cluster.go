@@ -17,7 +17,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/transport"
 )
 
-// ErrDown is returned by Execute when the asked node does not run.
+// ErrDown is in the chain of what Execute returns when the asked node does not run. Nothing was sent then.
 var ErrDown = errors.New("sim: the node is down")
 
 // Options describe a simulated cluster.
@@ -219,7 +219,7 @@ func (c *Cluster) setCut(a, b []int, cut bool) {
 func (c *Cluster) Execute(ctx context.Context, i int, r *kv.Request) (kv.Response, error) {
 	l := c.nodes[i].life.Load()
 	if l == nil {
-		return kv.Response{}, ErrDown
+		return kv.Response{}, kv.Errorf(kv.CodeNotReady, "%w", ErrDown)
 	}
 	res, err := l.node.Execute(ctx, r)
 	select {

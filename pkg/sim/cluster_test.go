@@ -49,7 +49,12 @@ func seeds() []uint64 {
 
 // runSeeds runs a scenario once a seed, each in a bubble of its own, and says how to replay a failure.
 func runSeeds(t *testing.T, nodes int, scenario func(t *testing.T, ctx context.Context, c *Cluster)) {
-	for _, seed := range seeds() {
+	t.Helper()
+	runEach(t, seeds(), nodes, scenario)
+}
+
+func runEach(t *testing.T, seeds []uint64, nodes int, scenario func(t *testing.T, ctx context.Context, c *Cluster)) {
+	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			defer func() {
 				if t.Failed() {
