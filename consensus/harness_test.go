@@ -39,6 +39,7 @@ type node struct {
 	id     kv.NodeID
 	fs     *vfs.MemFS
 	wrap   func(vfs.FS) vfs.FS // what stands between the engine and fs; nil for nothing
+	dir    string              // on the real disk; "" for one on fs
 	engine *storage.Engine
 	store  *Store
 	meta   *listMachine
@@ -194,10 +195,14 @@ func (c *cluster) tryStart(n *node) error {
 	if n.wrap != nil {
 		fs = n.wrap(fs)
 	}
+	dir := "data"
+	if n.dir != "" {
+		fs, dir, cfg = storage.DiskFS(), n.dir, storage.DefaultConfig()
+	}
 	var err error
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.engine, err = storage.Open("data", cfg, storage.Deps{FS: fs}); err != nil {
+	if n.engine, err = storage.Open(dir, cfg, storage.Deps{FS: fs}); err != nil {
 		return err
 	}
 	clock, err := newTestClock(n.engine)

@@ -83,7 +83,7 @@ type WriteOp struct {
 type WriteReply struct {
 	// Applied is false when the condition missed; then nothing was written.
 	Applied bool
-	// Found says whether the key existed before.
+	// Found says whether the key existed before. An unconditional put does not look, and always says false.
 	Found bool
 	// Revision is the key's revision after the write, which for a delete is that of its tombstone. On a missed
 	// condition it is the key's present revision, 0 when the key does not exist.
