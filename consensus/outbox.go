@@ -57,8 +57,6 @@ func (o *outbox) add(g kv.GroupID, m *pb.Message) {
 	p.messages = append(p.messages, outgoing{group: g, msg: m})
 }
 
-func (o *outbox) empty() bool { return len(o.order) == 0 }
-
 // reset forgets everything that was gathered and keeps the memory.
 func (o *outbox) reset() {
 	for _, p := range o.order {

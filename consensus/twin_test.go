@@ -82,7 +82,6 @@ func TestPendingAgreesWithTheWholeLog(t *testing.T) {
 		var log []uint64 // terms
 		committedTo, term, seq := 0, uint64(1), uint64(0)
 		answers := make(map[uint64]string)
-		var order []uint64
 		for range rapid.IntRange(1, 80).Draw(t, "steps") {
 			switch rapid.IntRange(0, 3).Draw(t, "step") {
 			case 0: // we lead in a new term
@@ -95,7 +94,6 @@ func TestPendingAgreesWithTheWholeLog(t *testing.T) {
 				p.add(&proposed{sequence: seq})
 				p.appended(seq, pos)
 				mine[pos] = seq
-				order = append(order, seq)
 			case 2: // another leader replaces an uncommitted suffix
 				term++
 				keep := rapid.IntRange(committedTo, len(log)).Draw(t, "keep")

@@ -66,8 +66,14 @@ func decodeMessage(r *reader) *pb.Message {
 		flag uint16
 		dst  **uint64
 	}{
-		{flagTo, &m.To}, {flagFrom, &m.From}, {flagTerm, &m.Term}, {flagLogTerm, &m.LogTerm},
-		{flagIndex, &m.Index}, {flagCommit, &m.Commit}, {flagVote, &m.Vote}, {flagRejectHint, &m.RejectHint},
+		{flagTo, &m.To},
+		{flagFrom, &m.From},
+		{flagTerm, &m.Term},
+		{flagLogTerm, &m.LogTerm},
+		{flagIndex, &m.Index},
+		{flagCommit, &m.Commit},
+		{flagVote, &m.Vote},
+		{flagRejectHint, &m.RejectHint},
 	}
 	for i := range fields {
 		if f&fields[i].flag != 0 {
