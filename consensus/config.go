@@ -70,13 +70,6 @@ type Config struct {
 	// whose disk hangs for that long loses its groups to nodes whose disks do not.
 	SyncsMax int
 
-	// PacedSyncsMax is how many batches with new proposals or eventual writes may be syncing before further ones wait to
-	// share a batch. Default 2: one that is being synced and one that will share the next sync. More would only make
-	// batches smaller. PaceMax is how long they wait at most, so that the hung disk of a leader, whose followers could
-	// commit without it, does not hold its groups up. Default 10 ms.
-	PacedSyncsMax int
-	PaceMax       time.Duration
-
 	// CampaignTicks is how often the preferred voter of a group campaigns until the group has a leader, and
 	// CampaignTicksMax for how long it does so before it leaves the matter to ordinary election timeouts. Defaults
 	// 3 and 300.
@@ -111,8 +104,6 @@ func DefaultConfig() Config {
 		FillBytesMax:           64 << 20,
 		BatchBytesMax:          4 << 20,
 		SyncsMax:               256,
-		PacedSyncsMax:          2,
-		PaceMax:                10 * time.Millisecond,
 		CampaignTicks:          3,
 		CampaignTicksMax:       300,
 	}
@@ -147,7 +138,6 @@ func (c Config) Validate() error {
 	positive("fill bytes", float64(c.FillBytesMax))
 	positive("batch bytes", float64(c.BatchBytesMax))
 	positive("syncs", float64(c.SyncsMax))
-	positive("paced syncs", float64(c.PacedSyncsMax))
 	positive("campaign ticks", float64(c.CampaignTicks))
 	if c.ElectionTicks <= c.HeartbeatTicks {
 		errs = append(errs, fmt.Errorf("consensus: election ticks (%d) must exceed heartbeat ticks (%d)",

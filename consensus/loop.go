@@ -43,10 +43,6 @@ type loop struct {
 	// batches is the number of the newest batch, durable that of the newest durable one.
 	batches, durable uint64
 	jobs             chan<- syncJob
-	// pacing counts the syncing batches that hold new proposals or eventual writes. held says that this iteration takes
-	// none, proposed that it proposed something.
-	pacing         int
-	held, proposed bool
 
 	ticks uint64
 	drain *drain
@@ -122,7 +118,6 @@ func (l *loop) iterate(tick bool) {
 		l.tick()
 	}
 	l.enqueue()
-	l.held, l.proposed = l.pace(), false
 	l.proposeBusy()
 	l.takeReadies()
 	l.stepLocal()
@@ -313,11 +308,7 @@ func (l *loop) proposeBusy() {
 			l.refuse(g)
 			continue
 		}
-		switch {
-		case len(g.queue) == 0 || g.transferring:
-		case l.held:
-			l.work(g) // the end of a sync starts the next iteration
-		default:
+		if !g.transferring && len(g.queue) > 0 {
 			l.proposeQueue(g)
 		}
 		if g.stopped == nil && g.mayRead() && g.barriers.issue(l.rounds+1, l.ticks, l.cfg.BarrierRoundsMax) {

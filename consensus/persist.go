@@ -11,9 +11,7 @@ import (
 
 // syncing is a batch on its way to the disk and what may happen once it is there.
 type syncing struct {
-	number uint64
-	// paced is when the write of a batch with new proposals or eventual writes began; zero for any other.
-	paced     time.Time
+	number    uint64
 	responses []waitingResponses
 }
 
@@ -75,9 +73,6 @@ func (l *loop) completeSyncs(durable uint64, err error) {
 	l.durable = durable
 	n := 0
 	for n < len(l.syncing) && l.syncing[n].number <= durable {
-		if !l.syncing[n].paced.IsZero() {
-			l.pacing--
-		}
 		for _, r := range l.syncing[n].responses {
 			if r.group.stopped == nil {
 				l.deliver(r.group, r.messages)
@@ -89,21 +84,6 @@ func (l *loop) completeSyncs(durable uint64, err error) {
 	l.syncing = l.syncing[n:]
 	l.metrics.syncsInFlight.Set(float64(len(l.syncing)))
 	l.stepLocal()
-}
-
-// pace reports whether new proposals and eventual writes have to wait. Storage syncs one batch after another, and what is
-// written while a sync runs shares the next one; so holding work back for a moment delays nothing and makes one batch of
-// what would be many. Batches of what leaders send to this node do not count, or they could hold up its own work for ever.
-func (l *loop) pace() bool {
-	if l.pacing < l.cfg.PacedSyncsMax {
-		return false
-	}
-	for i := range l.syncing {
-		if at := l.syncing[i].paced; !at.IsZero() {
-			return time.Since(at) < l.cfg.PaceMax
-		}
-	}
-	return false
 }
 
 // persist puts what all groups and the eventual lane have to write into one batch and starts its sync. Commit indexes
@@ -146,12 +126,7 @@ func (l *loop) persist() *storage.Batch {
 		return nil
 	}
 	l.batches++
-	at := syncing{number: l.batches}
-	if l.proposed || len(dones) > 0 {
-		at.paced = started
-		l.pacing++
-	}
-	l.syncing = append(l.syncing, at)
+	l.syncing = append(l.syncing, syncing{number: l.batches})
 	for _, g := range l.readied {
 		if g.ready.append && g.ready.mustSync {
 			g.lastSync = l.batches
@@ -165,7 +140,7 @@ func (l *loop) persist() *storage.Batch {
 
 // mustPersist reports whether there is anything to write.
 func (l *loop) mustPersist() bool {
-	if len(l.fills) > 0 && !l.held {
+	if len(l.fills) > 0 {
 		return true
 	}
 	for _, g := range l.readied {
@@ -178,7 +153,7 @@ func (l *loop) mustPersist() bool {
 
 // takeFills lets waiting eventual writes add to the batch, as many as it should hold.
 func (l *loop) takeFills(b *storage.Batch) []func(error) {
-	if len(l.fills) == 0 || l.held {
+	if len(l.fills) == 0 {
 		return nil
 	}
 	n := 0

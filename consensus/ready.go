@@ -71,7 +71,6 @@ func (l *loop) propose(g *group, ops []*op) bool {
 		return l.check(g, err)
 	}
 	if taken {
-		l.proposed = true
 		g.pending.add(&proposed{sequence: l.sequence, ops: ops})
 		return true
 	}
