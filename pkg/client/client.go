@@ -25,7 +25,8 @@ type Client struct {
 	log    *slog.Logger
 	conns  []*conn
 	pacing pacing
-	turn   atomic.Uint64 // the next endpoint, round robin
+	born   time.Time     // where turns are counted from
+	turn   atomic.Uint64 // counts operations, where each gets the next endpoint; starts anywhere
 
 	// outstanding bounds what is not answered yet, by weight: see weigh.
 	outstanding *semaphore.Weighted
@@ -57,6 +58,7 @@ func New(cfg Config, deps Deps) (*Client, error) {
 	c := &Client{
 		cfg:         cfg,
 		log:         deps.Logger,
+		born:        time.Now(),
 		pacing:      pacing{endpoints: len(cfg.Endpoints), retryMin: cfg.RetryMin, retryMax: cfg.RetryMax},
 		outstanding: semaphore.NewWeighted(int64(cfg.OutstandingBytesMax)),
 		notFound:    kv.Errorf(kv.CodeKeyNotFound, "the key does not exist"),
@@ -191,11 +193,21 @@ func (c *Client) dispatch(op *call) {
 	}
 }
 
+// first returns the index of the endpoint whose turn it is.
+func (c *Client) first() int {
+	var turn uint64
+	if c.cfg.TurnEvery > 0 {
+		turn = c.turn.Load() + uint64(time.Since(c.born)/c.cfg.TurnEvery)
+	} else {
+		turn = c.turn.Add(1)
+	}
+	return int(turn % uint64(len(c.conns)))
+}
+
 // candidates returns the endpoints in the order in which the operation should try them: those that are up, untried ones first,
-// starting with another one each time.
+// starting with the one whose turn it is.
 func (c *Client) candidates(op *call) []*conn {
-	count := len(c.conns)
-	start := int(c.turn.Add(1) % uint64(count))
+	count, start := len(c.conns), c.first()
 	if first := c.conns[start]; first.up.Load() && op.tried&(1<<start) == 0 {
 		return c.conns[start : start+1 : start+1] // the usual case, without memory of its own
 	}

@@ -165,6 +165,35 @@ func TestOperationsSpreadOverEndpoints(t *testing.T) {
 	}
 }
 
+func TestEndpointsTakeTurns(t *testing.T) {
+	cl := newCluster(t, 3)
+	c := cl.client(func(cfg *Config) { cfg.TurnEvery = 20 * time.Millisecond })
+	var futures []Future
+	for range 100 {
+		futures = append(futures, c.SetAsync("k", "v"))
+	}
+	for _, f := range futures {
+		_, err := f.Wait(t.Context())
+		require.NoError(t, err)
+	}
+	busy := 0
+	for _, n := range cl.nodes {
+		if operations, _ := n.seen(); operations > 0 {
+			busy++
+		}
+	}
+	require.LessOrEqual(t, busy, 2, "operations that were started together were scattered")
+	require.Eventually(t, func() bool {
+		require.NoError(t, c.Set("k", "v"))
+		for _, n := range cl.nodes {
+			if operations, _ := n.seen(); operations == 0 {
+				return false
+			}
+		}
+		return true
+	}, 5*time.Second, time.Millisecond)
+}
+
 func TestReadsSurviveAServerThatDiesMidCall(t *testing.T) {
 	cl := newCluster(t, 3)
 	var got atomic.Int32

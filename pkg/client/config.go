@@ -28,6 +28,10 @@ type Config struct {
 	// BatchOpsMax and BatchBytesMax bound one message. A single larger operation still travels, alone.
 	BatchOpsMax   int
 	BatchBytesMax int
+	// TurnEvery is how long one endpoint gets all operations before it is the next one's turn; 0 changes with every operation. A
+	// message costs far more than an operation in it, and scattered over three endpoints operations travel in messages a third as
+	// large, both ways: reads then took 10 to 25 % more CPU in client and cluster. Long turns leave the other nodes' fronts idle.
+	TurnEvery time.Duration
 	// ConnectTimeout bounds one attempt to reach an endpoint.
 	ConnectTimeout time.Duration
 	// BackoffMin and BackoffMax bound the pause between attempts to reach an endpoint. It doubles with every failure.
@@ -45,6 +49,7 @@ func DefaultConfig(endpoints []string) Config {
 		OutstandingBytesMax: 64 << 20,
 		BatchOpsMax:         1000,
 		BatchBytesMax:       4 << 20,
+		TurnEvery:           time.Millisecond,
 		ConnectTimeout:      2 * time.Second,
 		BackoffMin:          20 * time.Millisecond,
 		BackoffMax:          time.Second,
@@ -69,6 +74,7 @@ func (c Config) Validate() error {
 	check(c.OutstandingOpsMax >= 1, "%d outstanding operations; there must be at least 1", c.OutstandingOpsMax)
 	check(c.OutstandingBytesMax >= 1, "%d outstanding bytes; there must be at least 1", c.OutstandingBytesMax)
 	check(c.BatchOpsMax >= 1 && c.BatchBytesMax >= 1, "batches of %d operations and %d bytes; both must be at least 1", c.BatchOpsMax, c.BatchBytesMax)
+	check(c.TurnEvery >= 0, "turns of %s; they must not be negative", c.TurnEvery)
 	check(c.ConnectTimeout > 0, "connect timeout is %s; it must be positive", c.ConnectTimeout)
 	check(c.BackoffMin > 0 && c.BackoffMin <= c.BackoffMax, "backoff of %s to %s; it must be positive and in order", c.BackoffMin, c.BackoffMax)
 	check(c.RetryMin > 0 && c.RetryMin <= c.RetryMax, "retry pause of %s to %s; it must be positive and in order", c.RetryMin, c.RetryMax)

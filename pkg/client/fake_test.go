@@ -181,6 +181,7 @@ func (c *cluster) config() Config {
 	for _, n := range c.nodes {
 		cfg.Endpoints = append(cfg.Endpoints, "passthrough:///"+n.name)
 	}
+	cfg.TurnEvery = 0 // so that what goes where is certain
 	cfg.BackoffMin, cfg.BackoffMax, cfg.ConnectTimeout = time.Millisecond, 20*time.Millisecond, time.Second
 	cfg.RetryMin, cfg.RetryMax = time.Millisecond, 5*time.Millisecond
 	return cfg

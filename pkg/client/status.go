@@ -19,7 +19,7 @@ func (c *Client) StatusContext(ctx context.Context, document string) (json.RawMe
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
 	var last *kv.Error
-	start := int(c.turn.Add(1) % uint64(len(c.conns)))
+	start := c.first()
 	for i := range c.conns {
 		conn := c.conns[(start+i)%len(c.conns)]
 		answer, err := conn.status(ctx, document)
