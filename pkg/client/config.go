@@ -30,7 +30,7 @@ type Config struct {
 	BatchBytesMax int
 	// TurnEvery is how long one endpoint gets all operations before it is the next one's turn; 0 changes with every operation. A
 	// message costs far more than an operation in it, and scattered over three endpoints operations travel in messages a third as
-	// large, both ways: reads then took 10 to 25 % more CPU in client and cluster. Long turns leave the other nodes' fronts idle.
+	// large, both ways: reads then took up to 20 % more CPU in client and cluster. Long turns leave the other nodes' fronts idle.
 	TurnEvery time.Duration
 	// ConnectTimeout bounds one attempt to reach an endpoint.
 	ConnectTimeout time.Duration
