@@ -23,11 +23,14 @@ const (
 // heartbeat behind it.
 type handler struct{ n *Node }
 
-// spawn runs f and lets a stop wait for it.
+// spawn runs f and lets a stop wait for it. Once the node has stopped f is not run, and nobody is left to be answered: the
+// links to the peers are closed.
 func (h handler) spawn(f func()) {
-	h.n.served.Add(1)
+	if !h.n.gate.enter() {
+		return
+	}
 	go func() {
-		defer h.n.served.Done()
+		defer h.n.gate.leave()
 		f()
 	}()
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -54,8 +53,8 @@ type Node struct {
 	bootstrapped atomic.Bool
 	// fatal receives the first error of the storage engine that the node must not survive.
 	fatal chan error
-	// served counts peers' requests being worked on, so that a stop waits for them.
-	served sync.WaitGroup
+	// gate is passed by everything that users and peers ask for, so that a stop waits for it before it closes the storage.
+	gate *gate
 }
 
 // New opens the data directory and composes the node. Nothing runs until Run, which also closes what New opened.
@@ -64,7 +63,7 @@ func New(cfg Config, deps Deps) (*Node, error) {
 		return nil, err
 	}
 	deps = deps.withDefaults()
-	n := &Node{cfg: cfg, log: deps.Logger, rand: newLockedRand(deps.Rand), fatal: make(chan error, 1)}
+	n := &Node{cfg: cfg, log: deps.Logger, rand: newLockedRand(deps.Rand), fatal: make(chan error, 1), gate: newGate()}
 	n.metrics = newMetrics(deps.Registerer, n)
 	n.admission.opsMax, n.admission.bytesMax = int64(cfg.OpsInFlightMax), cfg.BytesInFlightMax
 	if err := n.open(deps); err != nil {
@@ -260,7 +259,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	stop()
 	err := g.Wait()
-	n.served.Wait()
+	n.gate.close()
 	if closeErr := n.engine.Close(); err == nil {
 		err = closeErr
 	}

@@ -33,9 +33,10 @@ type route struct {
 
 // Execute serves one request that a user sent to this node. The error is a *kv.Error.
 func (n *Node) Execute(ctx context.Context, r *kv.Request) (kv.Response, error) {
-	if n.draining.Load() {
+	if n.draining.Load() || !n.gate.enter() {
 		return kv.Response{}, kv.Errorf(kv.CodeNotReady, "node %s is stopping", n.cfg.Name)
 	}
+	defer n.gate.leave()
 	cost := int64(len(r.Key) + len(r.Value))
 	if err := n.admission.enter(cost); err != nil {
 		n.metrics.refused.Inc()
@@ -113,6 +114,8 @@ func (n *Node) routeStrong(ctx context.Context, rt route) (kv.Response, error) {
 		}
 		select {
 		case <-ctx.Done():
+			return kv.Response{}, err
+		case <-n.gate.closing:
 			return kv.Response{}, err
 		case <-time.After(retryInterval):
 		}
