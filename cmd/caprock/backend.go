@@ -1,16 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 
 	"github.com/caprockdb/caprock/api"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/node"
-	"github.com/caprockdb/caprock/pkg/transport"
 )
 
 // backend lets the fronts of package api reach a node. It only translates; api must not know the node, nor the node api.
@@ -43,7 +40,7 @@ func (b backend) Policies() api.PolicyStore { return policyStore(b) }
 // Faults implements api.Backend.
 func (b backend) Faults() api.FaultStore {
 	if f := b.Node.Faults(); f != nil {
-		return faultStore{b.Node}
+		return faultStore{f}
 	}
 	return nil
 }
@@ -74,29 +71,3 @@ func (s policyStore) Put(ctx context.Context, p kv.Policy) (kv.Policy, error) {
 func (s policyStore) Delete(ctx context.Context, prefix []byte) error {
 	return s.DeletePolicy(ctx, prefix)
 }
-
-// faultStore translates the injector's rules from and to JSON.
-type faultStore struct{ n *node.Node }
-
-// Rules implements api.FaultStore.
-func (s faultStore) Rules() json.RawMessage {
-	raw, err := json.Marshal(s.n.Faults().Rules())
-	if err != nil { // rules are plain data that came in as JSON
-		panic(err)
-	}
-	return raw
-}
-
-// Set implements api.FaultStore.
-func (s faultStore) Set(raw json.RawMessage) error {
-	var rules []transport.Rule
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&rules); err != nil {
-		return fmt.Errorf("the body must be a JSON array of rules: %w", err)
-	}
-	return s.n.Faults().Set(rules)
-}
-
-// Clear implements api.FaultStore.
-func (s faultStore) Clear() { s.n.Faults().Clear() }

@@ -43,7 +43,7 @@ type Node struct {
 	exchange    *antientropy.Service
 	members     *membership.Membership
 	mux         *transport.Mux
-	faults      *transport.Faults
+	injector    *Injector // nil unless the node runs with Dev
 	metadata    *meta.Service
 	metrics     *metrics
 
@@ -66,6 +66,7 @@ func New(cfg Config, deps Deps) (*Node, error) {
 	n := &Node{cfg: cfg, log: deps.Logger, rand: newLockedRand(deps.Rand), fatal: make(chan error, 1), gate: newGate()}
 	n.metrics = newMetrics(deps.Registerer, n)
 	n.admission.opsMax, n.admission.bytesMax = int64(cfg.OpsInFlightMax), cfg.BytesInFlightMax
+	deps = n.withFaults(deps)
 	if err := n.open(deps); err != nil {
 		return nil, err
 	}
@@ -133,16 +134,13 @@ func (n *Node) storageFailed(err error) {
 // compose builds the parts above storage. The order is that of the layers; the transport comes first because the lanes
 // send through it, and it delivers to the node, which by then is complete.
 func (n *Node) compose(deps Deps) (err error) {
-	if n.cfg.Dev {
-		n.faults = transport.NewFaults(n.rand.Uint64())
-	}
 	wire, err := deps.Wire(n.resolve)
 	if err != nil {
 		return err
 	}
 	n.mux, err = transport.New(n.cfg.Transport, transport.Deps{
 		Self: n.id.Node, Wire: wire, Clock: n.clock, Epoch: n.epoch, Cluster: n.ClusterID,
-		Handler: handler{n}, Logger: n.log, Registerer: deps.Registerer, Faults: n.faults, Rand: n.rand.fork(),
+		Handler: handler{n}, Logger: n.log, Registerer: deps.Registerer, Faults: n.networkFaults(), Rand: n.rand.fork(),
 	})
 	if err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 
 	"github.com/caprockdb/caprock/consensus"
 	"github.com/caprockdb/caprock/pkg/kv"
-	"github.com/caprockdb/caprock/pkg/transport"
 )
 
 // StatusDocument is GET /admin/status.
@@ -286,9 +285,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	}
 }
-
-// Faults returns the fault injector, nil unless the node runs with Dev.
-func (n *Node) Faults() *transport.Faults { return n.faults }
 
 // Self returns this node's name.
 func (n *Node) Self() string { return n.cfg.Name }
