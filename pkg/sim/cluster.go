@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/node"
+	"github.com/caprockdb/caprock/pkg/storage"
 	"github.com/caprockdb/caprock/pkg/transport"
 )
 
@@ -30,6 +32,16 @@ type Options struct {
 	Tune func(*node.Config)
 }
 
+// dataDir is where each node keeps its data on its own disk.
+const dataDir = "data"
+
+// storageConfig is small enough to have many of.
+func storageConfig() storage.Config {
+	cfg := storage.DefaultConfig()
+	cfg.CacheBytes, cfg.MemtableBytes = 8<<20, 4<<20
+	return cfg
+}
+
 // Cluster is a number of whole nodes in one process: simulated network, gossip and disks, real everything else. It is
 // meant to live in a synctest bubble and to be driven by one goroutine; Execute may be called by any.
 type Cluster struct {
@@ -39,6 +51,10 @@ type Cluster struct {
 	gossip *GossipNetwork
 	nodes  []*instance
 	names  []string
+	watch  *watcher
+	trap   trap
+	// stopWatching ends the comparison of states, which has ended once watching is closed.
+	stopWatching, watching chan struct{}
 }
 
 // instance is one node's place in the cluster, whether it runs or not.
@@ -57,7 +73,19 @@ type life struct {
 	cancel context.CancelCauseFunc
 	// fenced is closed when the node's replies stop counting: before its disk is cloned.
 	fenced chan struct{}
-	done   chan error
+	once   sync.Once
+	// left is the disk as a crash left it.
+	left *vfs.MemFS
+	done chan error
+}
+
+// fence makes the life's replies stop counting. It reports whether they counted until now.
+func (l *life) fence() (first bool) {
+	l.once.Do(func() {
+		close(l.fenced)
+		first = true
+	})
+	return first
 }
 
 // NewCluster makes the cluster; no node runs yet.
@@ -68,12 +96,19 @@ func NewCluster(opts Options) (*Cluster, error) {
 	c := &Cluster{
 		opts: opts, rand: rand.New(rand.NewPCG(opts.Seed, 0)),
 		net: NewNetwork(opts.Seed), gossip: NewGossipNetwork(rand.New(rand.NewPCG(opts.Seed, 1))),
+		watch: newWatcher(), stopWatching: make(chan struct{}), watching: make(chan struct{}),
 	}
+	c.net.Watch(c.watch.sent)
+	c.watch.onPromise = c.promised
 	for i := range opts.Nodes {
 		name := fmt.Sprintf("n%d", i+1)
 		c.names = append(c.names, name)
 		c.nodes = append(c.nodes, &instance{name: name, id: kv.NodeID(i + 1), disk: vfs.NewCrashableMem()})
 	}
+	go func() {
+		defer close(c.watching)
+		c.compareStates(c.stopWatching)
+	}()
 	return c, nil
 }
 
@@ -100,11 +135,11 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 		return fmt.Errorf("sim: %s runs already", in.name)
 	}
 	cfg := node.DefaultConfig()
-	cfg.Name, cfg.DataDir, cfg.InitialMembers = in.name, "data", c.names
+	cfg.Name, cfg.DataDir, cfg.InitialMembers = in.name, dataDir, c.names
 	cfg.Partitions = c.opts.Partitions
 	cfg.GossipBind = gossipAddr(i)
 	cfg.Advertise = node.Addresses{HTTP: in.name + ":http", GRPC: in.name + ":grpc", Gossip: gossipAddr(i)}
-	cfg.Storage.CacheBytes, cfg.Storage.MemtableBytes = 8<<20, 4<<20
+	cfg.Storage = storageConfig()
 	for j := range c.nodes {
 		cfg.Join = append(cfg.Join, gossipAddr(j))
 	}
@@ -152,7 +187,7 @@ func (c *Cluster) Stop(i int) error {
 	}
 	l.cancel(nil)
 	err := <-l.done
-	close(l.fenced)
+	l.fence()
 	c.net.Detach(in.id)
 	in.life.Store(nil)
 	return err
@@ -162,13 +197,30 @@ func (c *Cluster) Stop(i int) error {
 // 100 is kill -9, less is a power cut. First each node's messages and replies are fenced: nothing that it says after its
 // disk was cloned may reach anyone, or the simulation would report losses that no real crash can cause.
 func (c *Cluster) Crash(unsyncedPercent int, which ...int) error {
+	c.sever(which, unsyncedPercent, rand.New(rand.NewPCG(c.rand.Uint64(), c.rand.Uint64())))
+	return c.bury(which...)
+}
+
+// sever takes the given nodes off the networks and sets their disks to what a crash at this instant leaves. It waits for
+// nobody, so that it can be called from within a node's own sending.
+func (c *Cluster) sever(which []int, unsyncedPercent int, r *rand.Rand) {
 	for _, i := range which {
-		if l := c.nodes[i].life.Load(); l != nil {
-			c.net.Detach(c.nodes[i].id)
+		if l := c.nodes[i].life.Load(); l != nil && l.fence() {
+			c.net.Sever(c.nodes[i].id)
 			c.gossip.Remove(gossipAddr(i))
-			close(l.fenced)
 		}
 	}
+	for _, i := range which {
+		if l := c.nodes[i].life.Load(); l != nil && l.left == nil {
+			l.left = c.nodes[i].disk.CrashClone(vfs.CrashCloneCfg{
+				UnsyncedDataPercent: unsyncedPercent, RNG: rand.New(rand.NewPCG(r.Uint64(), r.Uint64())),
+			})
+		}
+	}
+}
+
+// bury ends what still runs of severed nodes, and checks what they left behind.
+func (c *Cluster) bury(which ...int) error {
 	var errs []error
 	for _, i := range which {
 		in := c.nodes[i]
@@ -176,14 +228,14 @@ func (c *Cluster) Crash(unsyncedPercent int, which ...int) error {
 		if l == nil {
 			continue
 		}
-		in.disk = in.disk.CrashClone(vfs.CrashCloneCfg{
-			UnsyncedDataPercent: unsyncedPercent, RNG: rand.New(rand.NewPCG(c.rand.Uint64(), c.rand.Uint64())),
-		})
+		c.net.Detach(in.id)
 		l.cancel(node.ErrKilled)
 		if err := <-l.done; err != nil && !errors.Is(err, node.ErrKilled) {
 			errs = append(errs, fmt.Errorf("%s: %w", in.name, err))
 		}
+		in.disk = l.left
 		in.life.Store(nil)
+		errs = append(errs, c.watch.crashed(in.id, in.disk))
 	}
 	return errors.Join(errs...)
 }
@@ -226,8 +278,11 @@ func (c *Cluster) Execute(ctx context.Context, i int, r *kv.Request) (kv.Respons
 	case <-l.fenced:
 		return kv.Response{}, kv.Errorf(kv.CodeQuorumUnavailable, "the node crashed").WithOutcome(kv.OutcomeUnknown)
 	default:
-		return res, err
 	}
+	if err == nil && r.Op.IsWrite() {
+		c.answered()
+	}
+	return res, err
 }
 
 // WaitReady waits until every running node can serve the level.
@@ -258,13 +313,24 @@ func (c *Cluster) Close() error {
 			errs = append(errs, c.Stop(i))
 		}
 	}
+	close(c.stopWatching)
+	<-c.watching
 	c.net.Close()
 	time.Sleep(gossipLinger)
 	return errors.Join(errs...)
 }
 
-// Wipe empties the disk of node i, which must be down.
-func (c *Cluster) Wipe(i int) { c.nodes[i].disk = vfs.NewCrashableMem() }
+// Wipe empties the disk of node i, which must be down. What the node had promised went with it.
+func (c *Cluster) Wipe(i int) {
+	c.nodes[i].disk = vfs.NewCrashableMem()
+	c.watch.forget(c.nodes[i].id)
+}
+
+// Violations returns what the invariants that are checked in every run found broken.
+func (c *Cluster) Violations() []string {
+	broken, _ := c.watch.result()
+	return broken
+}
 
 // forget notes that node i's life ended by itself.
 func (c *Cluster) forget(i int) {

@@ -72,7 +72,10 @@ func runEach(t *testing.T, seeds []uint64, nodes int, scenario func(t *testing.T
 				ctx, cancel := context.WithCancel(context.Background())
 				defer cancel()
 				require.NoError(t, c.StartAll(ctx))
-				defer func() { require.NoError(t, c.Close()) }()
+				defer func() {
+					require.NoError(t, c.Close())
+					require.Empty(t, c.Violations(), "broken invariants")
+				}()
 				waitReady(t, ctx, c, 5*time.Second)
 				scenario(t, ctx, c)
 			})

@@ -59,11 +59,15 @@ type Network struct {
 	special    map[direction]Conditions
 	cuts       map[direction]time.Time // since when
 	endpoints  map[kv.NodeID]*endpoint
+	severed    map[kv.NodeID][]*endpoint // whose goroutines have not been waited for
 	// lives counts the lives of each node that are over. A wire belongs to the life that it was made in.
 	lives  map[kv.NodeID]uint64
 	links  map[*link]struct{}
 	stats  Stats
 	closed bool
+
+	// watch, if set, is called with each batch that was sent, also when the network loses it. It is set before the first.
+	watch func(from, to kv.NodeID, batch []byte)
 }
 
 type direction struct{ from, to kv.NodeID }
@@ -73,7 +77,7 @@ func NewNetwork(seed uint64) *Network {
 	return &Network{
 		rand: rand.New(rand.NewPCG(seed, 0x4e7)), everywhere: Calm(),
 		special: map[direction]Conditions{}, cuts: map[direction]time.Time{},
-		endpoints: map[kv.NodeID]*endpoint{}, lives: map[kv.NodeID]uint64{}, links: map[*link]struct{}{},
+		endpoints: map[kv.NodeID]*endpoint{}, severed: map[kv.NodeID][]*endpoint{}, lives: map[kv.NodeID]uint64{}, links: map[*link]struct{}{},
 	}
 }
 
@@ -105,6 +109,10 @@ func (n *Network) SetCut(from, to kv.NodeID, cut bool) {
 	}
 }
 
+// Watch has fn called with each batch that a node sends, after it was sent and whether or not it arrives. It must be called
+// before anything is sent. fn must not keep the batch; it may take nodes off the network with Sever.
+func (n *Network) Watch(fn func(from, to kv.NodeID, batch []byte)) { n.watch = fn }
+
 // Stats returns what the network has done so far.
 func (n *Network) Stats() Stats {
 	n.mu.Lock()
@@ -132,13 +140,26 @@ func (n *Network) Attach(self kv.NodeID, deliver func(from kv.NodeID, batch []by
 // Detach ends the node's present life: its wires fail from now on, links to it break, what is under way to it is lost.
 // What it had sent before still arrives. It returns once deliver does not run any more.
 func (n *Network) Detach(self kv.NodeID) {
+	n.Sever(self)
 	n.mu.Lock()
-	n.lives[self]++
-	old := n.endpoints[self]
-	delete(n.endpoints, self)
-	n.breakLinks(func(l *link) bool { return l.to == self || l.wire.self == self })
+	severed := n.severed[self]
+	delete(n.severed, self)
 	n.mu.Unlock()
-	old.close()
+	for _, e := range severed {
+		e.close()
+	}
+}
+
+// Sever is Detach without waiting: what is being delivered to the node may still run. Detach must follow.
+func (n *Network) Sever(self kv.NodeID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lives[self]++
+	if e := n.endpoints[self]; e != nil {
+		n.severed[self] = append(n.severed[self], e)
+		delete(n.endpoints, self)
+	}
+	n.breakLinks(func(l *link) bool { return l.to == self || l.wire.self == self })
 }
 
 // Close ends the network: every link breaks and every endpoint's goroutine ends.
@@ -147,10 +168,17 @@ func (n *Network) Close() {
 	n.closed = true
 	old := n.endpoints
 	n.endpoints = map[kv.NodeID]*endpoint{}
+	severed := n.severed
+	n.severed = map[kv.NodeID][]*endpoint{}
 	n.breakLinks(func(*link) bool { return true })
 	n.mu.Unlock()
 	for _, e := range old {
 		e.close()
+	}
+	for _, es := range severed {
+		for _, e := range es {
+			e.close()
+		}
 	}
 }
 
@@ -280,6 +308,16 @@ type link struct {
 
 // Send implements transport.Link. It never blocks.
 func (l *link) Send(batch []byte) error {
+	if err := l.carry(batch); err != nil {
+		return err
+	}
+	if watch := l.wire.net.watch; watch != nil {
+		watch(l.wire.self, l.to, batch)
+	}
+	return nil
+}
+
+func (l *link) carry(batch []byte) error {
 	n, now := l.wire.net, time.Now()
 	n.mu.Lock()
 	defer n.mu.Unlock()

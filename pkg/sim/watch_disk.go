@@ -1,0 +1,188 @@
+package sim
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// crashed checks that the disk which a crash left behind holds all that its node had promised. The disk is not changed.
+func (w *watcher) crashed(node kv.NodeID, disk *vfs.MemFS) error {
+	same := disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(0, 0))})
+	engine, err := storage.Open(dataDir, storageConfig(), storage.Deps{FS: same})
+	if err != nil {
+		return fmt.Errorf("the disk that n%d left behind: %w", node, err)
+	}
+	err = w.kept(node, engine)
+	if closeErr := engine.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+func (w *watcher) kept(node kv.NodeID, engine *storage.Engine) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counts.Disks++
+	for r, p := range w.raft {
+		if r.node != node {
+			continue
+		}
+		if err := w.raftKept(r, p, engine.Log()); err != nil {
+			return err
+		}
+	}
+	for dot, e := range w.eventual[node] {
+		if err := w.writeKept(node, dot, &e, engine.State()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// raftKept checks a replica's votes and acknowledged entries. mu must be held.
+func (w *watcher) raftKept(r replica, p *raftPromises, log storage.Log) error {
+	hard, _, err := log.HardState(r.group)
+	if err != nil {
+		return err
+	}
+	w.counts.Promises++
+	if hard.Term < p.term {
+		w.violate("n%d spoke in term %d of group %d and its disk knows term %d", r.node, p.term, r.group, hard.Term)
+		return nil
+	}
+	if voted, ok := p.votes[hard.Term]; ok && kv.NodeID(hard.Vote) != voted {
+		w.violate("n%d voted for n%d in term %d of group %d and its disk says %d", r.node, voted, hard.Term, r.group, hard.Vote)
+	}
+	last, hasLast, err := log.LastEntry(r.group)
+	if err != nil {
+		return err
+	}
+	if !hasLast {
+		if last, _, err = log.Truncated(r.group); err != nil {
+			return err
+		}
+	}
+	// A leader of a later term may have replaced what was acknowledged to an earlier one, so that only the
+	// acknowledgements of the term that the disk knows can be held against it.
+	if acked := p.acks[hard.Term]; last.Index < acked {
+		w.violate("n%d acknowledged entry %d to the leader of term %d of group %d and its disk ends at %d",
+			r.node, acked, hard.Term, r.group, last.Index)
+	}
+	return nil
+}
+
+// writeKept checks an eventual write that the node accepted. mu must be held.
+func (w *watcher) writeKept(node kv.NodeID, dot causal.Dot, e *eventualWrite, state storage.State) error {
+	w.counts.Promises++
+	strong, hasStrong, set, _, err := state.Both(e.partition, []byte(e.key))
+	if err != nil {
+		return err
+	}
+	if set.Covers(dot) || hasStrong && !e.stamp.After(strong.Stamp) {
+		return nil
+	}
+	for _, id := range strong.Covered {
+		if id == e.id {
+			return nil
+		}
+	}
+	w.violate("n%d accepted write %v of key %q, and its disk knows nothing of it", node, dot, e.key)
+	return nil
+}
+
+// stateInterval is how often the states of the strong lane are compared, in simulated time.
+const stateInterval = time.Second
+
+// compareStates compares, until stop is closed, the states of all replicas that have applied the same entries.
+func (c *Cluster) compareStates(stop <-chan struct{}) {
+	tick := time.NewTicker(stateInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		for _, in := range c.nodes {
+			if l := in.life.Load(); l != nil {
+				// A node that has stopped meanwhile, or whose disk fails, has no state to compare.
+				_ = l.node.Inspect(func(e *storage.Engine) error { return c.watch.nodeStates(in.id, e) })
+			}
+		}
+	}
+}
+
+// nodeStates takes the states of one node.
+func (w *watcher) nodeStates(node kv.NodeID, e *storage.Engine) error {
+	groups, err := e.Log().Groups()
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if g == kv.MetaGroup {
+			continue
+		}
+		before, found, err := e.Log().Applied(g)
+		if err != nil || !found {
+			return err
+		}
+		sum, err := stateSum(e.State(), g)
+		if err != nil {
+			return err
+		}
+		after, _, err := e.Log().Applied(g)
+		if err != nil {
+			return err
+		}
+		if before.Index == after.Index {
+			w.state(node, stateID{g, before.Index}, sum)
+		}
+	}
+	return nil
+}
+
+func (w *watcher) state(node kv.NodeID, at stateID, sum uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	other, known := w.states[at]
+	switch {
+	case !known:
+		w.states[at] = sum
+	case other != sum:
+		w.violate("n%d has another state of group %d at entry %d than others", node, at.group, at.applied)
+	default:
+		w.counts.States++
+	}
+}
+
+// stateSum is a hash of all of a group's rows.
+func stateSum(state storage.State, g kv.GroupID) (uint64, error) {
+	h := xxhash.New()
+	var b []byte
+	err := state.ScanStrong(g, nil, func(key []byte, s storage.Strong) (bool, error) {
+		b = binary.AppendUvarint(b[:0], uint64(len(key)))
+		b = append(b, key...)
+		if b = append(b, 0); s.Deleted {
+			b[len(b)-1] = 1
+		}
+		b = binary.AppendUvarint(b, s.Revision)
+		b = causal.AppendHLC(b, s.Expiry)
+		b = causal.AppendStamp(b, s.Stamp)
+		for _, d := range s.Covered {
+			b = causal.AppendDot(b, d)
+		}
+		b = append(binary.AppendUvarint(b, uint64(len(s.Value))), s.Value...)
+		_, err := h.Write(b)
+		return true, err
+	})
+	return h.Sum64(), err
+}
