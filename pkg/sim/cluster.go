@@ -77,7 +77,13 @@ type life struct {
 	// left is the disk as a crash left it.
 	left *vfs.MemFS
 	done chan error
+	// faults stands between the node and its disk.
+	faults *storage.FaultFS
 }
+
+// syncYields is how often a sync of a simulated disk lets the rest of the cluster run before it takes effect: what was
+// written and is not durable yet must be something that others can meet.
+const syncYields = 50
 
 // fence makes the life's replies stop counting. It reports whether they counted until now.
 func (l *life) fence() (first bool) {
@@ -150,9 +156,11 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
+	faults := storage.NewFaultFS(in.disk)
+	faults.Set(storage.DiskFault{Yields: syncYields})
 	n, err := node.New(cfg, node.Deps{
 		Logger: c.opts.Logger.With("node", in.name), Registerer: prometheus.NewRegistry(),
-		Rand: rand.New(rand.NewPCG(c.rand.Uint64(), c.rand.Uint64())), FS: in.disk,
+		Rand: rand.New(rand.NewPCG(c.rand.Uint64(), c.rand.Uint64())), FS: faults,
 		WallNow:         func() time.Time { return time.Now().Add(time.Duration(in.skew.Load())) },
 		Wire:            func(node.Resolver) (transport.Wire, error) { return c.net.Wire(in.id), nil },
 		GossipTransport: gossip,
@@ -161,7 +169,7 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 		return errors.Join(err, gossip.Shutdown())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	l := &life{node: n, cancel: cancel, fenced: make(chan struct{}), done: make(chan error, 1)}
+	l := &life{node: n, cancel: cancel, fenced: make(chan struct{}), done: make(chan error, 1), faults: faults}
 	c.net.Attach(in.id, n.Deliver)
 	in.life.Store(l)
 	go func() { l.done <- n.Run(ctx) }()
@@ -318,6 +326,18 @@ func (c *Cluster) Close() error {
 	c.net.Close()
 	time.Sleep(gossipLinger)
 	return errors.Join(errs...)
+}
+
+// SetDisk makes the disk of node i misbehave until its life ends or the fault is taken back; a node that is down is left
+// alone. It returns what counts how often a fault took effect, nil for such a node.
+func (c *Cluster) SetDisk(i int, fault storage.DiskFault) *storage.FaultFS {
+	l := c.nodes[i].life.Load()
+	if l == nil {
+		return nil
+	}
+	fault.Yields = syncYields
+	l.faults.Set(fault)
+	return l.faults
 }
 
 // Wipe empties the disk of node i, which must be down. What the node had promised went with it.

@@ -63,4 +63,3 @@ func (by Inspector) inspect(f frame) error {
 
 // DecodeWriteReply reads the body of a reply to a write. The watcher of a wire knows by its id which request it answers.
 func DecodeWriteReply(body []byte) (quorum.WriteReply, error) { return decodeWriteReply(body) }
-
