@@ -9,6 +9,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // group is one Raft group as the loop keeps it. Only the loop touches it once it was adopted.
@@ -94,7 +95,7 @@ func (s *Store) openGroup(id kv.GroupID) (g *group, err error) {
 		MaxUncommittedEntriesSize: s.cfg.UncommittedBytesMax,
 		MaxInflightMsgs:           s.cfg.InflightMessagesMax,
 		MaxInflightBytes:          s.cfg.InflightBytesMax,
-		CheckQuorum:               true,
+		CheckQuorum:               mutant.Planted != mutant.ReadWithoutQuorum,
 		PreVote:                   true,
 		ReadOnlyOption:            raft.ReadOnlySafe,
 		Logger:                    newRaftLogger(s.log, id),

@@ -8,6 +8,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -155,7 +156,11 @@ func (s *logStore) failed(err error) error {
 func (s *logStore) persist(b *storage.Batch, hard *pb.HardState, entries []*pb.Entry) {
 	if !raft.IsEmptyHardState(hard) {
 		s.hard = storage.HardState{Term: hard.GetTerm(), Vote: hard.GetVote(), Commit: hard.GetCommit()}
-		b.SetHardState(s.group, s.hard)
+		row := s.hard
+		if mutant.Planted == mutant.VoteNotPersisted {
+			row.Vote = 0
+		}
+		b.SetHardState(s.group, row)
 	}
 	if len(entries) == 0 {
 		return

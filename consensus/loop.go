@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/raft/v3"
 
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // loop is the store loop: it owns every group of the node. DESIGN.md describes an iteration.
@@ -315,6 +316,10 @@ func (l *loop) proposeBusy() {
 			l.rounds++
 			l.touch(g)
 			l.check(g, g.readIndex(l.readContext(l.rounds)))
+			if mutant.Planted == mutant.ReadWithoutQuorum {
+				g.barriers.confirm(l.rounds, g.applied.Index)
+				l.releaseBarriers(g)
+			}
 		}
 	}
 }

@@ -2,9 +2,11 @@ package consensus
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -66,6 +68,9 @@ func decide(c kv.Condition, s storage.Strong, found bool, e Committed) WriteRepl
 	}
 	if !met {
 		return WriteReply{Found: live, Revision: present}
+	}
+	if mutant.Planted == mutant.ApplyReadsClock {
+		e.Time = causal.MakeHLC(time.Now().UnixMilli(), 0)
 	}
 	return WriteReply{
 		Applied: true, Found: live, Revision: e.Pos.Index,

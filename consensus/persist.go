@@ -2,10 +2,12 @@ package consensus
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -54,6 +56,16 @@ func (s *Store) awaitSyncs(jobs <-chan syncJob) {
 func (l *loop) answerAfter(g *group, number uint64, responses []*pb.Message) {
 	if len(responses) == 0 {
 		return
+	}
+	if mutant.Planted == mutant.LeaderCountsItself {
+		responses = slices.DeleteFunc(responses, func(m *pb.Message) bool {
+			own := m.GetTo() == uint64(l.deps.Self)
+			if own {
+				l.deliver(g, []*pb.Message{m})
+				l.again = true
+			}
+			return own
+		})
 	}
 	if number <= l.durable {
 		l.deliver(g, responses)

@@ -7,6 +7,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/invariant"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // localStep is a response of a local write that its own group has to hear.
@@ -132,6 +133,10 @@ func (l *loop) accept(g *group, rd raft.Ready) {
 		}
 	}
 	l.noteAppended(g)
+	if mutant.Planted == mutant.SendBeforePersist {
+		l.deliver(g, g.ready.responses)
+		g.ready.responses = nil
+	}
 	if g.ready.append && !g.ready.mustSync {
 		// Nothing here has to be durable beyond what was written before: at most the commit index moved, and losing
 		// that loses nothing. The answers wait for what is still being synced, if anything is.

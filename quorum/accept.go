@@ -2,6 +2,7 @@ package quorum
 
 import (
 	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // verdict is what a replica decides about a write that arrives.
@@ -44,7 +45,7 @@ func (v *versions) decide(w *WriteRequest, keeps bool) verdict {
 		return verdictRefused
 	case v.set.Covers(attempt.Dot):
 		return verdictHeld
-	case !keeps && v.highest().After(attempt.Stamp):
+	case !keeps && v.highest().After(attempt.Stamp) && mutant.Planted != mutant.LateStampAccepted:
 		return verdictRefused
 	default:
 		return verdictMerge
@@ -123,7 +124,7 @@ func (v *versions) place(d *draft, dot causal.Dot, base causal.Position, keeps b
 // for a blind write. Where the last writer wins it is all that the coordinator holds: the new stamp is above all of
 // that, so that no reader could tell, and the set stays small.
 func (d *draft) reads(held causal.SiblingSet, keeps bool) causal.Vector {
-	if keeps {
+	if keeps && mutant.Planted != mutant.BlindWriteCovers {
 		return d.context
 	}
 	return held.Context.Join(d.context)

@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/cespare/xxhash/v2"
@@ -8,6 +9,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/invariant"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -177,6 +179,10 @@ func (c *commit) fill(b *storage.Batch) {
 	c.filling = true
 	e.queued, e.filled, e.settled = nil, c, set
 	e.stripe.mu.Unlock()
+	if mutant.Planted == mutant.TombstoneDropped && !slices.ContainsFunc(set.Siblings, func(s causal.Sibling) bool { return !s.Deleted }) {
+		b.DeleteSiblings(e.id.partition, e.key)
+		return
+	}
 	b.SetSiblings(e.id.partition, e.key, set)
 }
 

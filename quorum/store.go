@@ -8,6 +8,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -102,7 +103,11 @@ func (s *Store) Write(w WriteRequest, done func(WriteReply, error)) {
 			waiting = e.awaitDot(w.New, durable)
 		}
 	case verdictMerge:
-		if merged := v.merged(w.Set, keeps); e.suspect || !merged.Equal(v.set) {
+		merged := v.merged(w.Set, keeps)
+		if mutant.Planted == mutant.MergeOverwrites {
+			merged = w.Set
+		}
+		if e.suspect || !merged.Equal(v.set) {
 			c = e.put(merged, durable)
 		} else {
 			waiting = e.await(durable)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // step is what a coordinator does next with a write.
@@ -52,6 +53,9 @@ type writeVote struct {
 }
 
 func newWriteVote(self kv.NodeID, required, replicas int) writeVote {
+	if mutant.Planted == mutant.QuorumCountedEarly {
+		required = max(1, required-1)
+	}
 	return writeVote{self: self, required: required, replicas: replicas}
 }
 
@@ -96,6 +100,10 @@ func (v *writeVote) failure(attempt int, node kv.NodeID, err error) {
 	if attempt != v.attempt {
 		return
 	}
+	if mutant.Planted == mutant.FailureCountedAsAck && node != v.self {
+		v.votes.Ack(node)
+		return
+	}
 	v.votes.Fail(node, refused(err))
 	v.cause = err
 	if stale, ok := errors.AsType[*StaleEpochError](err); ok && (v.stale == nil || stale.Epoch > v.stale.Epoch) {
@@ -112,7 +120,7 @@ func (v *writeVote) next(late bool) step {
 	switch outcome := v.votes.Outcome(); {
 	case v.failed:
 		return stepFail
-	case outcome == Met && v.own:
+	case outcome == Met && (v.own || mutant.Planted == mutant.OwnCopyIgnored):
 		return stepApplied
 	case outcome == Met:
 		return stepWait

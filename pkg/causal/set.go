@@ -3,6 +3,8 @@ package causal
 import (
 	"bytes"
 	"slices"
+
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // Sibling is one version of a key that no other held version supersedes.
@@ -194,12 +196,12 @@ func compareSets(a, b SiblingSet) comparison {
 func survivor(a, b SiblingSet, x, y *Sibling) (*Sibling, side) {
 	switch {
 	case y == nil:
-		if b.Context.Covers(x.Dot) {
+		if b.Context.Covers(x.Dot) && mutant.Planted != mutant.ContextIgnored {
 			return nil, 0
 		}
 		return x, sideA
 	case x == nil:
-		if a.Context.Covers(y.Dot) {
+		if a.Context.Covers(y.Dot) && mutant.Planted != mutant.ContextIgnored {
 			return nil, 0
 		}
 		return y, sideB

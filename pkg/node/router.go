@@ -10,6 +10,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/meta"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/quorum"
 )
 
@@ -138,6 +139,9 @@ func (n *Node) tryStrong(ctx context.Context, rt route, attempt int) (kv.Respons
 	target := n.pickOwner(rt.owners, attempt)
 	if owner {
 		target = n.strong.Leader(group)
+		if mutant.Planted == mutant.LocalReadAsStrong && rt.request.Op == kv.OpGet {
+			target = n.id.Node
+		}
 	}
 	switch {
 	case target == n.id.Node:
@@ -216,7 +220,7 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 }
 
 func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
-	if err := n.strong.ReadBarrier(ctx, rt.partition.Group()); err != nil {
+	if err := n.strong.ReadBarrier(ctx, rt.partition.Group()); err != nil && mutant.Planted != mutant.LocalReadAsStrong {
 		return kv.Response{}, err
 	}
 	s, found, err := n.engine.State().Strong(rt.partition.Group(), rt.request.Key)

@@ -8,6 +8,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/invariant"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // Batch collects changes that are applied together. It belongs to one goroutine at a time; its arguments are copied, so
@@ -100,6 +101,9 @@ func (e *Engine) tryApply(b *Batch, sync bool) error {
 		return fmt.Errorf("%w: it has %d bytes, the limit is %d", ErrBatchTooLarge, b.Len(), batchBytesMax)
 	}
 	b.applied = true
+	if mutant.Planted == mutant.NoSync {
+		sync = false // and say that it was
+	}
 	var err error
 	if sync {
 		err = e.db.ApplyNoSyncWait(b.rows, pebble.Sync)

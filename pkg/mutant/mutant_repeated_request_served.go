@@ -1,0 +1,6 @@
+//go:build mutant_repeated_request_served
+
+package mutant
+
+// Planted is the bug that is compiled in.
+const Planted = RepeatedRequestServed

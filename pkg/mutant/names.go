@@ -1,0 +1,36 @@
+package mutant
+
+// Name is the name of a planted bug.
+type Name string
+
+// The bugs. What each does is said where it is planted; docs/testing.md lists what catches it.
+const (
+	NoSync                Name = "no_sync"
+	SendBeforePersist     Name = "send_before_persist"
+	VoteNotPersisted      Name = "vote_not_persisted"
+	LeaderCountsItself    Name = "leader_counts_itself"
+	LocalReadAsStrong     Name = "local_read_as_strong"
+	ReadBeforeApply       Name = "read_before_apply"
+	ReadWithoutQuorum     Name = "read_without_quorum"
+	RepeatedRequestServed Name = "repeated_request_served"
+	QuorumCountedEarly    Name = "quorum_counted_early"
+	OwnCopyIgnored        Name = "own_copy_ignored"
+	FailureCountedAsAck   Name = "failure_counted_as_ack"
+	DotRepeated           Name = "dot_repeated"
+	ContextIgnored        Name = "context_ignored"
+	MergeOverwrites       Name = "merge_overwrites"
+	BlindWriteCovers      Name = "blind_write_covers"
+	TombstoneDropped      Name = "tombstone_dropped"
+	LateStampAccepted     Name = "late_stamp_accepted"
+	WipedDiskVotes        Name = "wiped_disk_votes"
+	ApplyReadsClock       Name = "apply_reads_clock"
+)
+
+// All returns every name, in the order in which they are run.
+func All() []Name {
+	return []Name{
+		NoSync, SendBeforePersist, VoteNotPersisted, LeaderCountsItself, LocalReadAsStrong, ReadBeforeApply,
+		ReadWithoutQuorum, RepeatedRequestServed, QuorumCountedEarly, OwnCopyIgnored, FailureCountedAsAck, DotRepeated,
+		ContextIgnored, MergeOverwrites, BlindWriteCovers, TombstoneDropped, LateStampAccepted, WipedDiskVotes, ApplyReadsClock,
+	}
+}
