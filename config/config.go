@@ -64,6 +64,10 @@ type Process struct {
 	MemoryLimit Size
 	// RequestTimeout is the deadline of a request that brings none.
 	RequestTimeout time.Duration
+	// DiskFreeMin and DiskFreePercent are the watermark of the disk: with less free space than the smaller of them the
+	// node refuses writes. Either at 0: no watermark, and a full disk stops the node.
+	DiskFreeMin     Size
+	DiskFreePercent int
 	// Dev switches the fault injector's routes on. Anyone who reaches the HTTP port can then cut the cluster apart.
 	Dev bool
 }
@@ -86,6 +90,8 @@ const (
 	// memoryLimitMin is what an idle node needs beside its cache and memtables; below it the collector never rests.
 	memoryLimitMin = 256 * MiB
 	cacheSizeMin   = 8 * MiB
+	// diskFreePercentMax keeps half of a disk usable.
+	diskFreePercentMax = 50
 )
 
 // Default returns the settings of a single node on this machine, on the ports of node 1.
@@ -102,6 +108,7 @@ func Default() Config {
 			CacheSize:      256 * MiB,
 			MemoryLimit:    GiB,
 			RequestTimeout: kv.RequestTimeout,
+			DiskFreeMin:    GiB, DiskFreePercent: 5,
 		},
 		Log: Log{Format: "text", Level: slog.LevelInfo},
 	}

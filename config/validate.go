@@ -171,6 +171,8 @@ func (c Config) validateProcess() error {
 		return fmt.Errorf("cache-size %v is more than half of memory-limit %v: lower the one or raise the other", p.CacheSize, p.MemoryLimit)
 	case p.RequestTimeout <= 0 || p.RequestTimeout > kv.RequestTimeoutMax:
 		return fmt.Errorf("request-timeout is %v: choose more than 0 and at most %v", p.RequestTimeout, kv.RequestTimeoutMax)
+	case p.DiskFreePercent < 0 || p.DiskFreePercent > diskFreePercentMax:
+		return fmt.Errorf("disk-free-percent is %d: choose 0 to %d", p.DiskFreePercent, diskFreePercentMax)
 	case c.Log.Format != "text" && c.Log.Format != "json":
 		return fmt.Errorf("log-format is %q: choose text or json", c.Log.Format)
 	}

@@ -96,6 +96,7 @@ func nodeConfig(c config.Config) node.Config {
 	out.GossipBind, out.Join = c.Listen.Gossip, c.Cluster.Join
 	out.InitialMembers, out.Partitions, out.Quorum = c.Cluster.InitialMembers, c.Cluster.Partitions, c.Cluster.Quorum()
 	out.RequestTimeout, out.Dev = c.Process.RequestTimeout, c.Process.Dev
+	out.Watermark = node.Watermark{FreeBytes: int64(c.Process.DiskFreeMin), FreePercent: c.Process.DiskFreePercent}
 	out.Storage.CacheBytes = int64(c.Process.CacheSize)
 	return out
 }

@@ -54,6 +54,8 @@ type Config struct {
 	Limits           kv.Limits
 	// DrainTimeout bounds a graceful stop: finishing requests in flight and handing leaders over.
 	DrainTimeout time.Duration
+	// Watermark is the free disk space below which writes are refused.
+	Watermark Watermark
 
 	Storage     storage.Config
 	Clock       causal.ClockConfig
@@ -84,6 +86,7 @@ func DefaultConfig() Config {
 		BytesInFlightMax: 256 << 20,
 		Limits:           kv.DefaultLimits(),
 		DrainTimeout:     5 * time.Second,
+		Watermark:        DefaultWatermark(),
 		Storage:          storage.DefaultConfig(),
 		Clock:            causal.DefaultClockConfig(),
 		Consensus:        consensus.DefaultConfig(),
@@ -118,6 +121,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("the limits of requests in flight must be positive")
 	case c.DrainTimeout <= 0:
 		return fmt.Errorf("the drain timeout must be positive")
+	}
+	if err := c.Watermark.Validate(); err != nil {
+		return err
 	}
 	_, err := c.Quorum.Resolve(kv.Quorum{}, c.Quorum.N)
 	return err

@@ -4,10 +4,12 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // metrics are the router's own. Each lane and the storage register theirs.
 type metrics struct {
-	forwarded  prometheus.Counter
-	refused    prometheus.Counter
-	staleEpoch prometheus.Counter
-	clockSkew  prometheus.Counter
+	forwarded prometheus.Counter
+	refused   prometheus.Counter
+	// refusedDisk counts writes of users and of peers.
+	refusedDisk prometheus.Counter
+	staleEpoch  prometheus.Counter
+	clockSkew   prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, n *Node) *metrics {
@@ -17,6 +19,9 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kvstore_admission_refused_total", Help: "Requests refused because too many were in flight.",
+		}),
+		refusedDisk: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_writes_refused_disk_total", Help: "Writes of users and of peers refused because the disk is nearly full, or refuses flushes.",
 		}),
 		staleEpoch: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kvstore_stale_epoch_total", Help: "Peer requests refused because the epochs of the partition map differed.",
@@ -36,6 +41,9 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 		}
 		return float64(n.epoch())
 	})
-	r.MustRegister(m.forwarded, m.refused, m.staleEpoch, m.clockSkew, inFlight, epoch)
+	free := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kvstore_storage_free_bytes", Help: "Free bytes of the data directory's filesystem, at most a second old; 0 where it cannot tell.",
+	}, func() float64 { return float64(n.space.available.Load()) })
+	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.clockSkew, inFlight, epoch, free)
 	return m
 }

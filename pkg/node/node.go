@@ -48,6 +48,7 @@ type Node struct {
 	metrics     *metrics
 
 	admission admission
+	space     space
 	draining  atomic.Bool
 	// bootstrapped is set once this disk may act under its node id and group 0 is open.
 	bootstrapped atomic.Bool
@@ -239,6 +240,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.members.Run(gctx) })
 	g.Go(func() error { return n.coordinator.Run(gctx) })
 	g.Go(func() error { return n.keepClockAhead(gctx) })
+	g.Go(func() error { return n.watchSpace(gctx) })
 	g.Go(func() error { return n.serve(gctx, g) })
 	g.Go(func() error {
 		select {

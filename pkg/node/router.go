@@ -38,6 +38,11 @@ func (n *Node) Execute(ctx context.Context, r *kv.Request) (kv.Response, error) 
 		return kv.Response{}, kv.Errorf(kv.CodeNotReady, "node %s is stopping", n.cfg.Name)
 	}
 	defer n.gate.leave()
+	if r.Op.IsWrite() {
+		if err := n.refuseWrite(); err != nil {
+			return kv.Response{}, kv.AsError(err)
+		}
+	}
 	cost := int64(len(r.Key) + len(r.Value))
 	if err := n.admission.enter(cost); err != nil {
 		n.metrics.refused.Inc()

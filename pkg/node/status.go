@@ -18,6 +18,7 @@ type StatusDocument struct {
 	Draining   bool              `json:"draining"`
 	Partitions int               `json:"partitions"`
 	Quorum     QuorumDocument    `json:"quorum"`
+	Disk       DiskDocument      `json:"disk"`
 	Ready      map[string]string `json:"ready"` // level → "ok" or why not
 	MetaLeader string            `json:"meta_leader"`
 	Nodes      []NodeDocument    `json:"nodes"`
@@ -93,7 +94,7 @@ func (n *Node) Status() StatusDocument {
 		Node: n.cfg.Name, NodeID: n.id.Node, ClusterID: fmt.Sprintf("%016x", st.Genesis.ClusterID),
 		Epoch: st.Map.Epoch, Draining: n.draining.Load(), Partitions: len(st.Map.Partitions),
 		Quorum: QuorumDocument{N: n.cfg.Quorum.N, R: n.cfg.Quorum.R, W: n.cfg.Quorum.W},
-		Ready:  map[string]string{}, Nodes: n.Nodes(), Leaders: map[string]int{},
+		Disk:   n.diskDocument(), Ready: map[string]string{}, Nodes: n.Nodes(), Leaders: map[string]int{},
 		MetaLeader: n.leaderName(n.strong.Leader(kv.MetaGroup)),
 	}
 	for _, l := range []kv.Level{kv.LevelStrong, kv.LevelEventual, kv.LevelLocal} {
