@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/caprockdb/caprock/config"
+	"github.com/caprockdb/caprock/pkg/verify/live"
 )
 
 // demo is a running demo cluster: its nodes are child processes, the gateway runs here.
@@ -74,11 +76,9 @@ func newDemo(a *app, cfg demoConfig) (*demo, error) {
 		members, gossip, http = append(members, n.name), append(gossip, n.gossip), append(http, n.http)
 	}
 	for _, n := range d.nodes {
-		n.args = []string{
-			"start", "--name", n.name, "--data-dir", filepath.Join(n.dir, "data"),
-			"--http", n.http, "--grpc", n.grpc, "--gossip", n.gossip, "--resp", n.resp,
-			"--join", strings.Join(gossip, ","), "--initial-members", strings.Join(members, ","), "--dev",
-		}
+		n.args = startArgs(live.Spec{
+			Name: n.name, Dir: filepath.Join(n.dir, "data"), HTTP: n.http, GRPC: n.grpc, Gossip: n.gossip, Join: gossip, Members: members,
+		}, "--resp", n.resp)
 	}
 	if err := d.checkPorts(); err != nil {
 		return nil, err
@@ -88,6 +88,14 @@ func newDemo(a *app, cfg demoConfig) (*demo, error) {
 	}
 	d.listener, err = listen("http-port", loopback(cfg.httpPort))
 	return d, err
+}
+
+// startArgs returns the command line of a node of a cluster on this machine. Its fault injector is on. more are further flags.
+func startArgs(s live.Spec, more ...string) []string {
+	return slices.Concat(
+		[]string{"start", "--name", s.Name, "--data-dir", s.Dir, "--http", s.HTTP, "--grpc", s.GRPC, "--gossip", s.Gossip},
+		more,
+		[]string{"--join", strings.Join(s.Join, ","), "--initial-members", strings.Join(s.Members, ","), "--dev"})
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
@@ -172,7 +180,7 @@ func (d *demo) start(n *demoNode) error {
 	n.cmd = exec.Command(d.binary, n.args...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	n.cmd.Env = withoutSettings(d.app.environ)
-	n.cmd.SysProcAttr = childAttributes()
+	n.cmd.SysProcAttr = childAttributes(syscall.SIGTERM)
 	if err := n.cmd.Start(); err != nil {
 		n.cmd = nil
 		return err
