@@ -58,10 +58,6 @@ func (h handler) HandleWrite(_ kv.NodeID, w quorum.WriteRequest, reply func(quor
 		reply(quorum.WriteReply{}, err)
 		return
 	}
-	if err := h.n.refuseWrite(); err != nil {
-		reply(quorum.WriteReply{}, err)
-		return
-	}
 	h.spawn(func() { h.n.eventual.Write(w, reply) })
 }
 
@@ -140,9 +136,6 @@ type merger struct{ n *Node }
 // Merge implements antientropy.Merger.
 func (m merger) Merge(ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet) error {
 	if err := m.n.checkEpoch(p, epoch); err != nil {
-		return err
-	}
-	if err := m.n.refuseWrite(); err != nil {
 		return err
 	}
 	done := make(chan error, 1)

@@ -69,7 +69,9 @@ func (s *space) look(w Watermark, available, total uint64) (changed bool) {
 	return s.low.Swap(low) != low
 }
 
-// refuseWrite returns why this node takes no writes for now, nil when it does. It is asked for each write.
+// refuseWrite returns why this node takes no writes for now, nil when it does. It is asked for each write of a user and
+// each of the eventual lane's. Entries of the Raft groups that others lead are appended all the same: a replica that
+// left them out would not be one. The watermark leaves room for them.
 func (n *Node) refuseWrite() error {
 	var err *kv.Error
 	switch degraded := n.engine.Degraded(); {
@@ -86,6 +88,18 @@ func (n *Node) refuseWrite() error {
 	n.metrics.refusedDisk.Inc()
 	err.RetryAfter = spaceRetryAfter
 	return err
+}
+
+// spaceCommitter is the way of the eventual lane to the disk, whoever writes: peers, repairs, anti-entropy. It is the
+// last place at which nothing has been written yet.
+type spaceCommitter struct{ n *Node }
+
+// Commit implements quorum.Committer.
+func (c spaceCommitter) Commit(fill func(*storage.Batch), done func(error)) error {
+	if err := c.n.refuseWrite(); err != nil {
+		return err
+	}
+	return c.n.strong.Commit(fill, done)
 }
 
 // watchSpace looks at the free space until ctx is done. While there is none, or background writes fail, it hands over
@@ -118,9 +132,9 @@ func (n *Node) watchSpace(ctx context.Context) error {
 func (n *Node) lookAtSpace() {
 	available, total, err := n.engine.DiskSpace()
 	if err != nil {
-		// A filesystem in memory cannot tell. Neither may one that could a moment ago stop the writes by failing to.
+		// A filesystem in memory cannot tell. What is not known refuses no writes: a disk that is full says so itself.
 		n.log.Debug("the free disk space is not known", "error", err)
-		return
+		available, total = 0, 0
 	}
 	if !n.space.look(n.cfg.Watermark, available, total) {
 		return
