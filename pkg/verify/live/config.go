@@ -31,7 +31,8 @@ const (
 	operationTimeout = time.Second
 	// readyTimeout bounds how long the nodes may take to serve every level, at the start and after the last fault.
 	readyTimeout = 60 * time.Second
-	// convergeTimeout bounds how long replicas may differ once everything is mended.
+	// convergeTimeout bounds how long replicas may differ once everything is mended, and every stamp of a clock that was
+	// ahead has passed.
 	convergeTimeout = 60 * time.Second
 	// finishTimeout bounds the final reads.
 	finishTimeout = 2 * time.Minute
@@ -110,6 +111,15 @@ func (c Config) size() int {
 		return len(c.Endpoints)
 	}
 	return c.Nodes
+}
+
+// eventual reports whether the workload writes at level eventual.
+func (c Config) eventual() bool {
+	switch c.Workload {
+	case verify.WorkloadRegister, verify.WorkloadCAS, verify.WorkloadAppend:
+		return false
+	}
+	return true
 }
 
 func (c Config) decks() ([][]string, error) { return choose(c.Nemeses, c.size(), c.attached()) }

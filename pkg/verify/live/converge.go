@@ -41,8 +41,8 @@ type view struct {
 
 // converge waits until all nodes answer the same about every key at level local, each from a replica of its own where it has
 // one. It returns what they still disagree on when the time is over.
-func converge(ctx context.Context, t *target, nodes []*node, keys []string) []verify.Anomaly {
-	ctx, cancel := context.WithTimeout(ctx, convergeTimeout)
+func converge(ctx context.Context, t *target, nodes []*node, keys []string, limit time.Duration) []verify.Anomaly {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var views map[string][]view
 	for {
@@ -63,7 +63,7 @@ func converge(ctx context.Context, t *target, nodes []*node, keys []string) []ve
 			parts = append(parts, v.node+" answers "+v.text)
 		}
 		a := anomaly("replicas do not converge", fmt.Sprintf("%v after the last fault was mended: %s (%d keys differ in all)",
-			convergeTimeout, strings.Join(parts, ", "), len(keys)))
+			limit.Round(time.Second), strings.Join(parts, ", "), len(keys)))
 		a.Key = key
 		out = append(out, a)
 	}

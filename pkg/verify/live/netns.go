@@ -100,8 +100,8 @@ func (n *netns) openCommands() [][]string {
 		words("netns add " + hub),
 		words("-n " + hub + " link add br0 type bridge"),
 		words("-n " + hub + " link set br0 up"),
-		words("link add " + n.hostInterface() + " type veth peer name up netns " + hub),
-		words("-n " + hub + " link set up master br0 up"),
+		words("link add " + n.hostInterface() + " type veth peer name uplink netns " + hub),
+		words("-n " + hub + " link set uplink master br0 up"),
 		words("addr add " + n.subnet + ".1/24 dev " + n.hostInterface()),
 		words("link set " + n.hostInterface() + " up"),
 	}

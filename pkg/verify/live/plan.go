@@ -17,6 +17,9 @@ const (
 	oneIn                = 5
 	toggleMin, toggleMax = 100 * time.Millisecond, 400 * time.Millisecond
 	skewMin, skewMax     = time.Second, 10 * time.Minute
+	// aheadMax bounds how far ahead a clock is set under a workload that writes eventually. Versions that were stamped
+	// ahead are refused by the other replicas until their own clocks have come there, and the run has to wait for that.
+	aheadMax = 20 * time.Second
 	delayMin, delayMax   = 20 * time.Millisecond, 250 * time.Millisecond
 )
 
@@ -45,22 +48,29 @@ type Step struct {
 	Disk string
 }
 
-// planner draws the steps of a run. It is pure: the same random source, decks and cluster size give the same steps.
-type planner struct {
-	rand     *rand.Rand
+// planConfig is what a plan has to suit.
+type planConfig struct {
 	nodes    int
 	attached bool
+	// eventual: there are eventual writes.
+	eventual bool
 	// decks holds the nemeses, each with its faults. Every nemesis gets its turn before one comes again, and so does every
 	// fault within a nemesis, so that a short run misses none by chance.
 	decks [][]string
+}
+
+// planner draws the steps of a run. It is pure: the same random source, decks and cluster size give the same steps.
+type planner struct {
+	rand *rand.Rand
+	planConfig
 	turns []int         // nemeses still to come in this round
 	left  map[int][]int // by nemesis, faults still to come in this round
 	// lows alternates the two kinds of a full disk.
 	lows int
 }
 
-func newPlanner(r *rand.Rand, nodes int, decks [][]string, attached bool) *planner {
-	return &planner{rand: r, nodes: nodes, decks: decks, attached: attached, left: map[int][]int{}}
+func newPlanner(r *rand.Rand, cfg planConfig) *planner {
+	return &planner{rand: r, planConfig: cfg, left: map[int][]int{}}
 }
 
 // next returns the next step. There must be at least one deck.
@@ -84,10 +94,7 @@ func (p *planner) next() Step {
 		p.victims(&s, true)
 	case Clock:
 		p.victims(&s, false)
-		s.Skew = p.between(skewMin, skewMax)
-		if p.rand.IntN(2) == 0 {
-			s.Skew = -s.Skew
-		}
+		s.Skew = p.skew()
 	case Slow:
 		p.victims(&s, false)
 		s.Delay = p.between(delayMin, delayMax)
@@ -98,6 +105,17 @@ func (p *planner) next() Step {
 		p.minority(&s)
 	}
 	return s
+}
+
+// skew draws how wrong a clock goes, ahead or behind.
+func (p *planner) skew() time.Duration {
+	if p.rand.IntN(2) == 0 {
+		return -p.between(skewMin, skewMax)
+	}
+	if p.eventual {
+		return p.between(skewMin, aheadMax)
+	}
+	return p.between(skewMin, skewMax)
 }
 
 // victims draws a minority, or now and then any number. Where the fault silences its victims the hold is short then.
@@ -146,11 +164,12 @@ func (p *planner) between(low, high time.Duration) time.Duration {
 func (p *planner) partition(s *Step) {
 	order := p.rand.Perm(p.nodes)
 	switch s.Fault {
-	case PartitionHalves:
-		s.Cuts = apart(order[:p.half()], order[p.half():])
-	case PartitionFlapping:
-		s.Cuts = apart(order[:p.half()], order[p.half():])
-		s.Toggle = p.between(toggleMin, toggleMax)
+	case PartitionHalves, PartitionFlapping:
+		half := p.half()
+		s.Cuts = apart(order[:half], order[half:])
+		if s.Fault == PartitionFlapping {
+			s.Toggle = p.between(toggleMin, toggleMax)
+		}
 	case PartitionRing:
 		s.Cuts = ring(order)
 	case PartitionBridge:

@@ -36,6 +36,8 @@ type run struct {
 	planner  *planner // nil without faults
 	report   Report
 	own      []verify.Anomaly // what the harness found
+	// ahead is the latest time that a clock that was set ahead may have shown.
+	ahead time.Time
 
 	// What progress tells.
 	phase   atomic.Pointer[string]
@@ -125,7 +127,9 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if decks := mustDecks(r.cfg); len(decks) > 0 {
-		r.planner = newPlanner(rand.New(rand.NewPCG(r.cfg.Seed, streamPlan)), r.cfg.size(), decks, r.cfg.attached())
+		r.planner = newPlanner(rand.New(rand.NewPCG(r.cfg.Seed, streamPlan)), planConfig{
+			nodes: r.cfg.size(), attached: r.cfg.attached(), eventual: r.cfg.eventual(), decks: decks,
+		})
 	}
 	if err := r.fleet.setPolicies(ctx, r.workload.Policies()); err != nil {
 		return err
@@ -190,6 +194,9 @@ func (r *run) step(ctx context.Context, s Step) {
 	cancel()
 	e.To = seconds(time.Since(r.began))
 	r.history.Note(fmt.Sprintf("%s of %v ended", s.Fault, names))
+	if at := time.Now().Add(s.Skew); s.Skew > 0 && at.After(r.ahead) {
+		r.ahead = at
+	}
 
 	if err = errors.Join(err, endErr); err != nil {
 		e.Error = err.Error()
@@ -216,7 +223,11 @@ func (r *run) settle(ctx context.Context) {
 		r.own = append(r.own, anomaly("the cluster does not recover", err.Error()))
 	}
 	r.say("converging")
-	r.own = append(r.own, converge(ctx, r.target, r.fleet.nodes, historyKeys(r.history))...)
+	limit := convergeTimeout
+	if r.cfg.eventual() {
+		limit += max(0, time.Until(r.ahead))
+	}
+	r.own = append(r.own, converge(ctx, r.target, r.fleet.nodes, historyKeys(r.history), limit)...)
 	r.say("final reads")
 	finishing, cancel := context.WithTimeout(ctx, finishTimeout)
 	defer cancel()
