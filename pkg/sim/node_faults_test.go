@@ -1,4 +1,4 @@
-package node_test
+package sim_test
 
 import (
 	"context"
