@@ -281,11 +281,18 @@ func (c *Cluster) Execute(ctx context.Context, i int, r *kv.Request) (kv.Respons
 	if l == nil {
 		return kv.Response{}, kv.Errorf(kv.CodeNotReady, "%w", ErrDown)
 	}
+	if !c.paused(ctx, i) {
+		return kv.Response{}, errUnheard()
+	}
 	res, err := l.node.Execute(ctx, r)
+	heard := c.paused(ctx, i)
 	select {
 	case <-l.fenced:
 		return kv.Response{}, kv.Errorf(kv.CodeQuorumUnavailable, "the node crashed").WithOutcome(kv.OutcomeUnknown)
 	default:
+	}
+	if !heard {
+		return kv.Response{}, errUnheard()
 	}
 	if err == nil && r.Op.IsWrite() {
 		c.answered()

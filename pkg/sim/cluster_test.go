@@ -55,32 +55,35 @@ func runSeeds(t *testing.T, nodes int, scenario func(t *testing.T, ctx context.C
 
 func runEach(t *testing.T, seeds []uint64, nodes int, scenario func(t *testing.T, ctx context.Context, c *Cluster)) {
 	for _, seed := range seeds {
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			defer func() {
-				if t.Failed() {
-					scenario, _, _ := strings.Cut(t.Name(), "/")
-					t.Logf("replay: go test ./pkg/sim -run '^%s$' -seed=%d", scenario, seed)
-				}
-			}()
-			synctest.Test(t, func(t *testing.T) {
-				opts := Options{Nodes: nodes, Partitions: 4, Seed: seed}
-				if *logFlag {
-					opts.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-				}
-				c, err := NewCluster(opts)
-				require.NoError(t, err)
-				ctx, cancel := context.WithCancel(context.Background())
-				defer cancel()
-				require.NoError(t, c.StartAll(ctx))
-				defer func() {
-					require.NoError(t, c.Close())
-					require.Empty(t, c.Violations(), "broken invariants")
-				}()
-				waitReady(t, ctx, c, 5*time.Second)
-				scenario(t, ctx, c)
-			})
-		})
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { inBubble(t, seed, nodes, scenario) })
 	}
+}
+
+// inBubble runs a scenario with a cluster that has just become ready, and checks the invariants.
+func inBubble(t *testing.T, seed uint64, nodes int, scenario func(t *testing.T, ctx context.Context, c *Cluster)) {
+	defer func() {
+		if t.Failed() {
+			scenario, _, _ := strings.Cut(t.Name(), "/")
+			t.Logf("replay: go test ./pkg/sim -run '^%s$' -seed=%d", scenario, seed)
+		}
+	}()
+	synctest.Test(t, func(t *testing.T) {
+		opts := Options{Nodes: nodes, Partitions: 4, Seed: seed}
+		if *logFlag {
+			opts.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		}
+		c, err := NewCluster(opts)
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		require.NoError(t, c.StartAll(ctx))
+		defer func() {
+			require.NoError(t, c.Close())
+			require.Empty(t, c.Violations(), "broken invariants")
+		}()
+		waitReady(t, ctx, c, 5*time.Second)
+		scenario(t, ctx, c)
+	})
 }
 
 func waitReady(t *testing.T, ctx context.Context, c *Cluster, limit time.Duration) {

@@ -52,7 +52,11 @@ func (e *endpoint) take(n *Network) (p parcel, wait time.Duration, ok bool) {
 	if len(e.queue) == 0 {
 		return parcel{}, 0, false
 	}
-	if wait := time.Until(e.queue[0].due); wait > 0 {
+	due := e.queue[0].due
+	if until := n.holds[e.queue[0].link.to]; until.After(due) {
+		due = until // it was under way when the hold began
+	}
+	if wait := time.Until(due); wait > 0 {
 		return parcel{}, wait, false
 	}
 	p = heap.Pop(&e.queue).(parcel)

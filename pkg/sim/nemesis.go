@@ -4,122 +4,232 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/node"
+	"github.com/caprockdb/caprock/pkg/storage"
 )
 
-// Fault is a kind of trouble that the nemesis makes.
-type Fault string
-
-// The faults. Each ends by itself after a while.
 const (
-	// FaultCut isolates one node.
-	FaultCut Fault = "cut"
-	// FaultOneWay silences one direction between two nodes.
-	FaultOneWay Fault = "one-way"
-	// FaultKill ends one node at once, as kill -9 does, and starts it again.
-	FaultKill Fault = "kill"
-	// FaultPower cuts one node's power: what was not synced survives in part.
-	FaultPower Fault = "power"
-	// FaultBlackout cuts everybody's power at one instant.
-	FaultBlackout Fault = "blackout"
-	// FaultNoise makes the whole network lose, double, delay and reorder.
-	FaultNoise Fault = "noise"
-	// FaultSkew sets one node's wall clock off by up to ten minutes either way.
-	FaultSkew Fault = "skew"
+	// trapWait is how long a power cut waits for the acknowledgements that it is to follow.
+	trapWait = 500 * time.Millisecond
+	// deathWait is how long a node may take to end by itself when it must.
+	deathWait = 10 * time.Second
+	deathPoll = time.Millisecond
 )
 
-// Faults lists all of them.
-func Faults() []Fault {
-	return []Fault{FaultCut, FaultOneWay, FaultKill, FaultPower, FaultBlackout, FaultNoise, FaultSkew}
+// happening is a moment of a plan.
+type happening struct {
+	at   time.Duration
+	step int
+	kind happeningKind
 }
 
-// Bounds of how long a fault lasts, and of the calm before the next.
+type happeningKind int
+
 const (
-	faultMin, faultMax = 500 * time.Millisecond, 4 * time.Second
-	calmMin, calmMax   = 500 * time.Millisecond, 3 * time.Second
-	skewMax            = 10 * time.Minute
+	begins happeningKind = iota
+	flaps
+	ends
 )
 
-// noise is a network at the edge of what can be worked with.
-var noise = Conditions{Loss: 0.05, Duplicate: 0.05, DelayMin: time.Millisecond, DelayMax: 400 * time.Millisecond, Reorder: true}
-
-// Nemesis makes one fault after another until ctx is done, then mends everything: all nodes run, all links are whole, all
-// clocks are right. note is told of each fault as it begins. It returns how often each fault took place. It drives the
-// cluster, so nobody else may meanwhile.
-func (c *Cluster) Nemesis(ctx context.Context, r *rand.Rand, faults []Fault, note func(string)) (map[Fault]int, error) {
-	fired := map[Fault]int{}
-	pause := func(lo, hi time.Duration) {
-		select {
-		case <-ctx.Done():
-		case <-time.After(lo + time.Duration(r.Int64N(int64(hi-lo)))):
+// happenings returns the moments of the plan in order. A step ends before another begins at the same instant.
+func (p Plan) happenings() []happening {
+	var out []happening
+	for i, s := range p.Steps {
+		out = append(out, happening{s.At, i, begins}, happening{s.At + s.For, i, ends})
+		for _, at := range s.Flaps {
+			out = append(out, happening{s.At + at, i, flaps})
 		}
 	}
-	for {
-		pause(calmMin, calmMax)
+	slices.SortStableFunc(out, func(a, b happening) int {
+		if a.at != b.at {
+			return int(a.at - b.at)
+		}
+		return int(b.kind - a.kind)
+	})
+	return out
+}
+
+// nemesis carries out a plan.
+type nemesis struct {
+	c    *Cluster
+	plan Plan
+	note func(string)
+	// active are the steps that have begun and not ended, but for flapping cuts that are mended just now.
+	active []*Step
+	wiped  []int
+	fired  map[Fault]int
+}
+
+// Nemesis carries out the plan, until ctx is done at the latest. Then it mends everything: all links are whole, all clocks
+// are right, and all nodes run but for those whose disk was wiped. note is told of each fault as it begins. It returns how
+// often each fault took effect. It drives the cluster, so nobody else may meanwhile.
+func (c *Cluster) Nemesis(ctx context.Context, plan Plan, note func(string)) (map[Fault]int, error) {
+	n := &nemesis{c: c, plan: plan, note: note, fired: map[Fault]int{}}
+	start, lasting := time.Now(), context.WithoutCancel(ctx)
+	for _, h := range plan.happenings() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Until(start.Add(h.at))):
+		}
 		if ctx.Err() != nil {
 			break
 		}
-		f := faults[r.IntN(len(faults))]
-		if err := c.begin(f, r, note); err != nil {
-			return fired, err
+		if err := n.happen(lasting, h); err != nil {
+			return n.fired, fmt.Errorf("%s: %w", plan.Steps[h.step], err)
 		}
-		fired[f]++
-		pause(faultMin, faultMax)
-		if err := c.mend(context.WithoutCancel(ctx)); err != nil {
-			return fired, err
+	}
+	return n.fired, n.finish(lasting)
+}
+
+func (n *nemesis) happen(ctx context.Context, h happening) error {
+	s := &n.plan.Steps[h.step]
+	on := slices.Contains(n.active, s)
+	var err error
+	switch {
+	case h.kind == begins:
+		n.note(s.String())
+		n.active = append(n.active, s)
+		err = n.begin(ctx, s)
+	case h.kind == ends:
+		n.active = slices.DeleteFunc(n.active, func(o *Step) bool { return o == s })
+		err = n.end(ctx, s)
+	case on:
+		n.active = slices.DeleteFunc(n.active, func(o *Step) bool { return o == s })
+	default:
+		n.active = append(n.active, s)
+	}
+	n.setNetwork()
+	return err
+}
+
+// setNetwork makes the networks what the active steps want them to be.
+func (n *nemesis) setNetwork() {
+	c := n.c
+	cuts, mute := map[pair]bool{}, map[int]bool{}
+	loss := 0.0
+	for _, s := range n.active {
+		s.cuts(len(c.nodes), cuts)
+		switch s.Fault {
+		case FaultPause:
+			mute[s.Nodes[0]] = true // gossip has no queue in which to wait
+		case FaultNoise:
+			loss = float64(s.Loss) / 100
 		}
 	}
 	for i := range c.nodes {
-		c.SetSkew(i, 0)
-	}
-	return fired, c.mend(context.WithoutCancel(ctx))
-}
-
-// begin starts one fault at a node chosen by chance.
-func (c *Cluster) begin(f Fault, r *rand.Rand, note func(string)) error {
-	victim := r.IntN(len(c.nodes))
-	other := (victim + 1 + r.IntN(len(c.nodes)-1)) % len(c.nodes)
-	note(fmt.Sprintf("%s n%d n%d", f, victim+1, other+1))
-	survives := []int{0, 50, 100}[r.IntN(3)]
-	switch f {
-	case FaultCut:
-		var rest []int
-		for i := range c.nodes {
-			if i != victim {
-				rest = append(rest, i)
+		for j := range c.nodes {
+			if i != j {
+				cut := cuts[pair{i, j}]
+				c.net.SetCut(c.nodes[i].id, c.nodes[j].id, cut)
+				c.gossip.SetCut(gossipAddr(i), gossipAddr(j), cut || mute[i] || mute[j])
 			}
 		}
-		c.Cut([]int{victim}, rest)
-	case FaultOneWay:
-		c.net.SetCut(c.nodes[victim].id, c.nodes[other].id, true)
-		c.gossip.SetCut(gossipAddr(victim), gossipAddr(other), true)
+	}
+	c.gossip.SetLoss(loss)
+	everywhere, special := conditions(n.active)
+	c.net.SetAll(everywhere)
+	for d, cond := range special {
+		c.net.Set(c.nodes[d.from].id, c.nodes[d.to].id, cond)
+	}
+}
+
+// begin starts what the step does to nodes. What it does to the networks is setNetwork's.
+func (n *nemesis) begin(ctx context.Context, s *Step) error {
+	c := n.c
+	if s.Fault != FaultDisk {
+		n.fired[s.Fault]++
+	}
+	switch s.Fault {
 	case FaultKill:
-		return c.Crash(100, victim)
+		return c.Crash(100, s.Nodes...)
 	case FaultPower:
-		return c.Crash(survives, victim)
+		return n.power(ctx, s, s.Nodes[0], s.Nodes)
 	case FaultBlackout:
-		all := make([]int, len(c.nodes))
-		for i := range all {
-			all[i] = i
+		var all []int
+		for i := range c.nodes {
+			if !slices.Contains(n.wiped, i) {
+				all = append(all, i)
+			}
 		}
-		return c.Crash(survives, all...)
-	case FaultNoise:
-		c.net.SetAll(noise)
+		return n.power(ctx, s, -1, all)
 	case FaultSkew:
-		c.SetSkew(victim, time.Duration(r.Int64N(int64(2*skewMax)))-skewMax)
-	default:
-		return fmt.Errorf("sim: no fault is called %q", f)
+		c.SetSkew(s.Nodes[0], s.Skew)
+	case FaultPause:
+		c.Pause(s.Nodes[0], s.For)
+	case FaultDisk:
+		c.SetDisk(s.Nodes[0], storage.DiskFault{Mode: storage.DiskError})
+	case FaultWipe:
+		if err := c.Crash(0, s.Nodes...); err != nil {
+			return err
+		}
+		c.Wipe(s.Nodes[0])
+		n.wiped = append(n.wiped, s.Nodes[0])
 	}
 	return nil
 }
 
-// mend ends whatever fault there is, but for clocks: a wrong one stays wrong until the end.
-func (c *Cluster) mend(ctx context.Context) error {
-	c.Heal()
-	c.net.SetAll(Calm())
+// power cuts the power of the nodes, right after one of by's acknowledgements if the step says so and any comes.
+func (n *nemesis) power(ctx context.Context, s *Step, by int, which []int) error {
+	if s.Events > 0 {
+		ctx, cancel := context.WithTimeout(ctx, trapWait)
+		defer cancel()
+		if sprung, err := n.c.CrashAfter(ctx, by, s.Events, s.Survives, which...); sprung || err != nil {
+			return err
+		}
+	}
+	return n.c.Crash(s.Survives, which...)
+}
+
+// end takes back what the step did to nodes.
+func (n *nemesis) end(ctx context.Context, s *Step) error {
+	c := n.c
+	switch s.Fault {
+	case FaultSkew:
+		c.SetSkew(s.Nodes[0], 0)
+	case FaultDisk:
+		failed, err := c.diskFailed(s.Nodes[0], s.Survives)
+		if err != nil || !failed {
+			return err
+		}
+		n.fired[FaultDisk]++
+		return c.Start(ctx, s.Nodes[0])
+	case FaultKill, FaultPower, FaultBlackout, FaultWipe:
+		return c.startMissing(ctx)
+	}
+	return nil
+}
+
+// finish ends every fault, and waits until nodes that lost their disk have refused to serve.
+func (n *nemesis) finish(ctx context.Context) error {
+	for len(n.active) > 0 {
+		s := n.active[0]
+		n.active = n.active[1:]
+		if err := n.end(ctx, s); err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+	}
+	n.setNetwork()
+	if err := n.c.startMissing(ctx); err != nil {
+		return err
+	}
+	for _, i := range n.wiped {
+		if !n.c.diesWithin(i, deathWait) {
+			return fmt.Errorf("sim: n%d runs on with an empty disk under its old id", i+1)
+		}
+		if err := <-n.c.nodes[i].life.Load().done; err == nil {
+			return fmt.Errorf("sim: n%d ended without saying that its disk is not its own", i+1)
+		}
+		n.c.forget(i)
+	}
+	return nil
+}
+
+// startMissing starts every node that does not run.
+func (c *Cluster) startMissing(ctx context.Context) error {
 	var errs []error
 	for i := range c.nodes {
 		if c.nodes[i].life.Load() == nil {
@@ -127,6 +237,60 @@ func (c *Cluster) mend(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// diesWithin waits until the life of node i has ended by itself. Its result stays to be taken from done.
+func (c *Cluster) diesWithin(i int, limit time.Duration) bool {
+	l := c.nodes[i].life.Load()
+	for deadline := time.Now().Add(limit); len(l.done) == 0; time.Sleep(deathPoll) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
+// diskFailed ends a disk's failing. It reports whether the node met it: then the node must have ended by itself and is down
+// now, and its disk is what a crash leaves.
+func (c *Cluster) diskFailed(i, survives int) (bool, error) {
+	l := c.nodes[i].life.Load()
+	met := l.faults.Stats().Error > 0
+	if !met {
+		c.SetDisk(i, storage.DiskFault{})
+		if l.faults.Stats().Error == 0 {
+			return false, nil
+		}
+	}
+	if !c.diesWithin(i, deathWait) {
+		return true, fmt.Errorf("sim: n%d runs on although its log cannot be written", i+1)
+	}
+	if err := <-l.done; err == nil {
+		return true, fmt.Errorf("sim: n%d ended without saying that its disk failed", i+1)
+	}
+	l.done <- node.ErrKilled // its end has been judged
+	return true, c.Crash(survives, i)
+}
+
+// Pause holds back for a while what node i sends and is sent, and what it answers its clients.
+func (c *Cluster) Pause(i int, d time.Duration) { c.net.Hold(c.nodes[i].id, time.Now().Add(d)) }
+
+// paused waits until node i is not paused. false: ctx was done first.
+func (c *Cluster) paused(ctx context.Context, i int) bool {
+	wait := time.Until(c.net.heldUntil(c.nodes[i].id))
+	if wait <= 0 {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(wait):
+		return true
+	}
+}
+
+// errUnheard is what a client is left with that a paused node did not answer in time.
+func errUnheard() error {
+	return kv.Errorf(kv.CodeQuorumUnavailable, "the node did not answer").WithOutcome(kv.OutcomeUnknown)
 }
 
 // SetPolicy sets a policy through the first running node.

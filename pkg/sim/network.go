@@ -46,7 +46,7 @@ func Calm() Conditions {
 
 // Stats counts what the network did. A test of a fault asserts that the fault took place.
 type Stats struct {
-	Delivered, Lost, Duplicated, CutOff, Overtaken, Overflowed uint64
+	Delivered, Lost, Duplicated, CutOff, Overtaken, Overflowed, Held uint64
 }
 
 // Network is an in-memory network whose wires implement transport.Wire. Nothing in it waits for ever: a batch that
@@ -58,6 +58,7 @@ type Network struct {
 	everywhere Conditions
 	special    map[direction]Conditions
 	cuts       map[direction]time.Time // since when
+	holds      map[kv.NodeID]time.Time // until when
 	endpoints  map[kv.NodeID]*endpoint
 	severed    map[kv.NodeID][]*endpoint // whose goroutines have not been waited for
 	// lives counts the lives of each node that are over. A wire belongs to the life that it was made in.
@@ -76,7 +77,7 @@ type direction struct{ from, to kv.NodeID }
 func NewNetwork(seed uint64) *Network {
 	return &Network{
 		rand: rand.New(rand.NewPCG(seed, 0x4e7)), everywhere: Calm(),
-		special: map[direction]Conditions{}, cuts: map[direction]time.Time{},
+		special: map[direction]Conditions{}, cuts: map[direction]time.Time{}, holds: map[kv.NodeID]time.Time{},
 		endpoints: map[kv.NodeID]*endpoint{}, severed: map[kv.NodeID][]*endpoint{}, lives: map[kv.NodeID]uint64{}, links: map[*link]struct{}{},
 	}
 }
@@ -107,6 +108,20 @@ func (n *Network) SetCut(from, to kv.NodeID, cut bool) {
 	} else if !cut {
 		delete(n.cuts, d)
 	}
+}
+
+// Hold keeps back until then what the node sends and is sent. Nothing of it is lost or takes another place.
+func (n *Network) Hold(node kv.NodeID, until time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.holds[node] = until
+}
+
+// heldUntil returns until when the node is held, or was.
+func (n *Network) heldUntil(node kv.NodeID) time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.holds[node]
 }
 
 // Watch has fn called with each batch that a node sends, after it was sent and whether or not it arrives. It must be called
@@ -340,6 +355,12 @@ func (l *link) carry(batch []byte) error {
 		return nil
 	}
 	due := now.Add(n.delay(c))
+	for _, node := range [2]kv.NodeID{l.wire.self, l.to} {
+		if until := n.holds[node]; until.After(due) {
+			n.stats.Held++
+			due = until
+		}
+	}
 	if due.Before(l.lastDue) {
 		if c.Reorder {
 			n.stats.Overtaken++

@@ -2,7 +2,9 @@ package sim
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -13,69 +15,172 @@ import (
 	"github.com/caprockdb/caprock/pkg/verify"
 )
 
-// runVerified lets a workload run for a while under a nemesis, mends everything, waits for convergence and checks the
-// history.
-func runVerified(t *testing.T, workload string, faults []Fault) {
+// faultyForDefault is how long the faulty phase of a run takes, in simulated time. CAPROCK_SIM_FAULTY asks for another.
+const faultyForDefault = 20 * time.Second
+
+func faultyFor(t *testing.T) time.Duration {
+	text := os.Getenv("CAPROCK_SIM_FAULTY")
+	if text == "" {
+		return faultyForDefault
+	}
+	d, err := time.ParseDuration(text)
+	require.NoError(t, err, "CAPROCK_SIM_FAULTY")
+	return d
+}
+
+// verified is a kind of run: a workload under a nemesis.
+type verified struct {
+	workload string
+	nodes    int
+	faults   []Fault
+	wipes    int
+	// lane distinguishes runs that would otherwise draw the same faults at the same moments.
+	lane uint64
+}
+
+// aheadMax bounds how far ahead clocks are set: runs with eventual writes have to wait for the others to come there.
+func (v verified) aheadMax() time.Duration {
+	switch v.workload {
+	case verify.WorkloadRegister, verify.WorkloadCAS, verify.WorkloadAppend:
+		return skewMax
+	default:
+		return 20 * time.Second
+	}
+}
+
+// outcome is what a run leaves behind for the checks.
+type outcome struct {
+	workload  *verify.Workload
+	history   *verify.History
+	fired     map[Fault]int
+	converged time.Duration
+	lasted    time.Duration // simulated
+}
+
+// run lets the workload run under the nemesis, mends everything, waits for convergence and checks the history.
+func (v verified) run(t *testing.T) {
 	// These take seconds each, so they run on half as many seeds as the rest.
 	all := seeds()
-	runEach(t, all[:(len(all)+1)/2], 3, func(t *testing.T, ctx context.Context, c *Cluster) {
-		const faultyFor, convergence = 20 * time.Second, 60 * time.Second
-		seed := c.opts.Seed<<8 | uint64(len(workload)) // not the same faults at the same moments for every workload
-		cfg := verify.DefaultConfig(workload)
-		w, err := verify.NewWorkload(cfg, rand.New(rand.NewPCG(seed, 11)))
-		require.NoError(t, err)
-		for _, p := range w.Policies() {
-			require.NoError(t, c.SetPolicy(ctx, p))
-		}
-		time.Sleep(time.Second) // every node has applied the policies
-		pick := rand.New(rand.NewPCG(seed, 12))
-		var mu sync.Mutex // guards pick
-		target := verify.TargetFunc(func(ctx context.Context, _ int, r *kv.Request) (kv.Response, error) {
-			mu.Lock()
-			i := pick.IntN(c.Size())
-			mu.Unlock()
-			return c.Execute(ctx, i, r)
+	for _, seed := range all[:(len(all)+1)/2] {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			drawn := seed<<8 | v.lane
+			plan, err := Scenario{
+				Nodes: v.nodes, Length: faultyFor(t), Faults: v.faults, WipesMax: v.wipes, AheadMax: v.aheadMax(),
+			}.Draw(rand.New(rand.NewPCG(drawn, 13)))
+			require.NoError(t, err)
+			defer func() {
+				if t.Failed() {
+					t.Logf("plan:\n%s", plan)
+				}
+			}()
+			var out *outcome
+			began := time.Now()
+			inBubble(t, seed, v.nodes, func(t *testing.T, ctx context.Context, c *Cluster) {
+				out = v.make(t, ctx, c, plan, drawn)
+			})
+			if out == nil {
+				return // it failed
+			}
+			took := time.Since(began)
+			// The searches of the checks need real time, and no bubble.
+			report := out.workload.Check(out.history, 0)
+			for _, a := range report.Anomalies {
+				t.Error(a)
+			}
+			require.True(t, report.Valid, "%v, faults %v", report, out.fired)
+			require.Greater(t, report.Operations, 100, "faults %v", out.fired)
+			t.Logf("%d operations, %d unknown, faults %v, converged after %s; %.1fs simulated in %.1fs: %.0f times as fast",
+				report.Operations, report.Unknown, out.fired, out.converged, out.lasted.Seconds(), took.Seconds(),
+				out.lasted.Seconds()/took.Seconds())
 		})
-		h := verify.NewHistory()
-		runCtx, stop := context.WithTimeout(ctx, faultyFor)
-		defer stop()
-		var wg sync.WaitGroup
-		wg.Go(func() { w.Run(runCtx, target, h) })
-		fired, err := c.Nemesis(runCtx, rand.New(rand.NewPCG(seed, 13)), faults, h.Note)
-		require.NoError(t, err)
-		wg.Wait()
-		require.NotEmpty(t, fired, "a quiet run proves nothing")
-		waitReady(t, ctx, c, 30*time.Second)
-		time.Sleep(convergence)
-		finish, stop := context.WithTimeout(ctx, 30*time.Second)
-		defer stop()
-		require.NoError(t, w.Finish(finish, target, h))
-		report := w.Check(h, 0)
-		for _, a := range report.Anomalies {
-			t.Error(a)
-		}
-		require.True(t, report.Valid, "%v, faults %v", report, fired)
-		require.Greater(t, report.Operations, 100, "faults %v", fired)
-		t.Logf("%d operations, %d unknown, faults %v", report.Operations, report.Unknown, fired)
+	}
+}
+
+// make is what of a run happens in the bubble.
+func (v verified) make(t *testing.T, ctx context.Context, c *Cluster, plan Plan, drawn uint64) *outcome {
+	began := time.Now()
+	cfg := verify.DefaultConfig(v.workload)
+	cfg.Interval = 10 * time.Millisecond
+	cfg.Overlap = true // the cluster's quorums are N=3, R=2, W=2
+	w, err := verify.NewWorkload(cfg, rand.New(rand.NewPCG(drawn, 11)))
+	require.NoError(t, err)
+	for _, p := range w.Policies() {
+		require.NoError(t, c.SetPolicy(ctx, p))
+	}
+	time.Sleep(time.Second) // every node has applied the policies
+	pick := rand.New(rand.NewPCG(drawn, 12))
+	var mu sync.Mutex // guards pick
+	target := verify.TargetFunc(func(ctx context.Context, _ int, r *kv.Request) (kv.Response, error) {
+		mu.Lock()
+		i := pick.IntN(c.Size())
+		mu.Unlock()
+		return c.Execute(ctx, i, r)
 	})
+	h := verify.NewHistory()
+	start := time.Now()
+	runCtx, stop := context.WithTimeout(ctx, plan.Length)
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() { w.Run(runCtx, target, h) })
+	fired, err := c.Nemesis(ctx, plan, h.Note)
+	wg.Wait()
+	require.NoError(t, err)
+	require.NotEmpty(t, fired, "a quiet run proves nothing")
+	h.Note("everything is mended")
+	if v.aheadMax() < skewMax {
+		time.Sleep(time.Until(start.Add(plan.Caught())))
+	}
+	mended, stop := context.WithTimeout(ctx, Convergence)
+	defer stop()
+	waitReady(t, mended, c, Convergence)
+	converged, difference, err := c.WaitConverged(mended)
+	require.NoError(t, err)
+	require.True(t, difference.Valid, "replicas differ %s after everything was mended: %v", Convergence, difference.Anomalies)
+	require.Positive(t, difference.Keys, "nothing was compared")
+	finish, stop := context.WithTimeout(ctx, 30*time.Second)
+	defer stop()
+	require.NoError(t, w.Finish(finish, target, h))
+	return &outcome{workload: w, history: h, fired: fired, converged: converged, lasted: time.Since(began)}
 }
 
 func TestStrongRegistersAreLinearizableUnderFaults(t *testing.T) {
-	runVerified(t, verify.WorkloadRegister, Faults())
+	verified{workload: verify.WorkloadRegister, nodes: 3, faults: Faults(), lane: 1}.run(t)
+}
+
+func TestStrongRegistersOfFiveNodesAreLinearizableUnderFaults(t *testing.T) {
+	verified{workload: verify.WorkloadRegister, nodes: 5, faults: Faults(), lane: 2}.run(t)
 }
 
 func TestConditionalWritesAreLinearizableUnderFaults(t *testing.T) {
-	runVerified(t, verify.WorkloadCAS, Faults())
+	verified{workload: verify.WorkloadCAS, nodes: 3, faults: Faults(), lane: 3}.run(t)
 }
 
 func TestAppendedElementsAreNeverLostUnderFaults(t *testing.T) {
-	runVerified(t, verify.WorkloadAppend, Faults())
+	verified{workload: verify.WorkloadAppend, nodes: 3, faults: Faults(), lane: 4}.run(t)
 }
 
 func TestAcknowledgedElementsAreThereAtBothLevelsAfterFaults(t *testing.T) {
-	runVerified(t, verify.WorkloadSet, Faults())
+	verified{workload: verify.WorkloadSet, nodes: 3, faults: Faults(), lane: 5}.run(t)
+}
+
+func TestAcknowledgedElementsSurviveTheLossOfADisk(t *testing.T) {
+	faults := []Fault{FaultWipe, FaultPower, FaultBlackout, FaultDisk, FaultOneWay, FaultNoise}
+	verified{workload: verify.WorkloadSet, nodes: 3, faults: faults, wipes: 1, lane: 6}.run(t)
 }
 
 func TestSiblingsAreTheCausalMaximaAfterFaults(t *testing.T) {
-	runVerified(t, verify.WorkloadCausal, Faults())
+	verified{workload: verify.WorkloadCausal, nodes: 3, faults: Faults(), lane: 7}.run(t)
+}
+
+func TestSiblingsOfFiveNodesAreTheCausalMaximaAfterFaults(t *testing.T) {
+	verified{workload: verify.WorkloadCausal, nodes: 5, faults: Faults(), lane: 8}.run(t)
+}
+
+// Sessions are not promised; the run checks that nothing is read that was not written, and convergence.
+func TestCountersThatEverybodyReadsConvergeAfterFaults(t *testing.T) {
+	verified{workload: verify.WorkloadSession, nodes: 3, faults: Faults(), lane: 9}.run(t)
+}
+
+func TestStrongOperationsAreLinearizableBesideEventualOnesOfTheSameKeys(t *testing.T) {
+	verified{workload: verify.WorkloadMixed, nodes: 3, faults: Faults(), lane: 10}.run(t)
 }
