@@ -156,7 +156,7 @@ func (c *e2eCluster) start(nodes ...*e2eNode) {
 		n.cmd = exec.Command(binary, n.args...)
 		n.cmd.Stdout, n.cmd.Stderr = log, log
 		n.cmd.Env = withoutSettings(os.Environ())
-		n.cmd.SysProcAttr = childAttributes()
+		n.cmd.SysProcAttr = childAttributes(syscall.SIGTERM)
 		require.NoError(c.t, n.cmd.Start())
 		require.NoError(c.t, log.Close())
 		n.exited = make(chan struct{})

@@ -67,7 +67,7 @@ func TestDemoRunsInTheBackgroundUntilItIsStopped(t *testing.T) {
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	require.Eventually(t, func() bool { return put() == 200 }, e2eReady, e2ePoll)
 	script := exec.Command(filepath.Join(dir, "n2", "start.sh"))
-	script.SysProcAttr = childAttributes()
+	script.SysProcAttr = childAttributes(syscall.SIGTERM)
 	require.NoError(t, script.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- script.Wait() }()

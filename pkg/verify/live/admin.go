@@ -63,27 +63,33 @@ type answerError struct {
 
 func (e *answerError) Error() string { return fmt.Sprintf("%d: %s", e.status, strings.TrimSpace(e.body)) }
 
+// do asks, and returns the body of a 200.
 func (a admin) do(ctx context.Context, timeout time.Duration, method, path string, body []byte) ([]byte, error) {
+	content, _, err := a.exchange(ctx, timeout, method, path, body)
+	return content, err
+}
+
+func (a admin) exchange(ctx context.Context, timeout time.Duration, method, path string, body []byte) ([]byte, http.Header, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, a.base+path, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	r.Header.Set("Content-Type", "application/json")
 	response, err := a.http.Do(r)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer response.Body.Close()
 	content, err := io.ReadAll(io.LimitReader(response.Body, answerMax))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if response.StatusCode != http.StatusOK {
-		return nil, &answerError{status: response.StatusCode, body: string(content)}
+		return nil, nil, &answerError{status: response.StatusCode, body: string(content)}
 	}
-	return content, nil
+	return content, response.Header, nil
 }
 
 func (a admin) get(ctx context.Context, path string, into any) error {
@@ -267,17 +273,27 @@ func (a admin) deletePolicy(ctx context.Context, prefix []byte) error {
 // probePrefix begins the keys of writes that only find out what a fault does.
 const probePrefix = "verify-probe/"
 
-// probe writes a key that belongs to no history and returns the version's timestamp. query chooses level and quorum.
-func (a admin) probe(ctx context.Context, key, query string) (time.Time, error) {
-	raw, err := a.do(ctx, adminTimeout, http.MethodPut, "/kv/"+probePrefix+url.PathEscape(key)+"?"+query, []byte(`{"value":"probe"}`))
+// probeKeys is how many keys are tried to meet one that a node replicates itself.
+const probeKeys = 16
+
+// probed is what a node answered to a probe.
+type probed struct {
+	stamp       time.Time
+	coordinator string
+}
+
+// probe writes a key that belongs to no history. query chooses level and quorum. A node that holds no replica of the key has
+// another one coordinate the write, so that what concerns the node's own clock or disk takes some keys to be seen.
+func (a admin) probe(ctx context.Context, key, query string) (probed, error) {
+	raw, header, err := a.exchange(ctx, adminTimeout, http.MethodPut, "/kv/"+probePrefix+url.PathEscape(key)+"?"+query, []byte(`{"value":"probe"}`))
 	if err != nil {
-		return time.Time{}, err
+		return probed{}, err
 	}
 	var answer struct {
 		Timestamp time.Time `json:"timestamp"`
 	}
 	err = json.Unmarshal(raw, &answer)
-	return answer.Timestamp, err
+	return probed{stamp: answer.Timestamp, coordinator: header.Get("Caprock-Coordinator")}, err
 }
 
 // await asks again until check succeeds, and returns the last error when ctx or the limit ends first.

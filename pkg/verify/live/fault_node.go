@@ -55,18 +55,27 @@ func (c *clockFault) begin(ctx context.Context) error {
 	for _, i := range c.nodes {
 		n := c.fleet.nodes[i]
 		text := fmt.Sprintf("%s set wrong by %v", n.name, c.skew)
-		stamp, err := n.admin.probe(ctx, "clock-"+n.name, "consistency=local&timeout=1s")
-		switch ahead := time.Until(stamp); {
-		case err != nil:
-			text += ", and it refuses writes"
-		case c.skew > 2*time.Second && ahead < c.skew/2:
-			return fmt.Errorf("%w: %s, whose clock is %v ahead, stamps a write %v ahead", errNoEffect, n.name, c.skew, ahead)
-		case ahead > time.Second:
-			text += fmt.Sprintf(", a write is stamped %v ahead", ahead.Round(time.Second))
+		if ahead, ok := stampedAhead(ctx, n); ok {
+			if c.skew > 2*time.Second && ahead < c.skew/2 {
+				return fmt.Errorf("%w: %s, whose clock is %v ahead, stamps a write %v ahead", errNoEffect, n.name, c.skew, ahead)
+			}
+			text += fmt.Sprintf(", a write is stamped %v ahead", ahead.Round(100*time.Millisecond))
 		}
 		c.seen = append(c.seen, text)
 	}
 	return nil
+}
+
+// stampedAhead writes until the node itself has stamped a write, and returns how far ahead of this process's clock. A
+// node whose hybrid clock is ahead of its wall clock stamps none.
+func stampedAhead(ctx context.Context, n *node) (time.Duration, bool) {
+	for i := range probeKeys {
+		answer, err := n.admin.probe(ctx, fmt.Sprintf("clock-%s-%d", n.name, i), "consistency=local&timeout=1s")
+		if err == nil && answer.coordinator == n.name {
+			return time.Until(answer.stamp), true
+		}
+	}
+	return 0, false
 }
 
 func (c *clockFault) end(ctx context.Context) (string, error) {
@@ -93,7 +102,7 @@ func (s *slowFault) begin(ctx context.Context) error {
 		_, err := n.admin.probe(ctx, "slow-"+n.name, "consistency=eventual&w=2&timeout=2s")
 		took := time.Since(began)
 		if took < s.delay {
-			return fmt.Errorf("%w: through %s, whose frames are delayed by %v, a write took %v (%v)", errNoEffect, n.name, s.delay, took, err)
+			return fmt.Errorf("%w: through %s, whose frames are delayed by %v, a write took %v (error: %v)", errNoEffect, n.name, s.delay, took, err)
 		}
 		s.seen = append(s.seen, fmt.Sprintf("%s delayed by %v, a write took %v", n.name, s.delay, took.Round(time.Millisecond)))
 	}
@@ -149,7 +158,7 @@ func (d *diskFault) effect(ctx context.Context, n *node) (string, error) {
 		}
 		return fmt.Sprintf("(pid %d) stopped by itself with exit code %d", n.proc.pid(), n.proc.cmd.ProcessState.ExitCode()), nil
 	}
-	_, err := n.admin.probe(ctx, "disk-"+n.name, "consistency=local&timeout=1s")
+	err := takesWrites(ctx, n)
 	if err == nil {
 		return "", errors.New("it takes writes")
 	}
@@ -158,6 +167,16 @@ func (d *diskFault) effect(ctx context.Context, n *node) (string, error) {
 		return "refuses writes for want of space", nil
 	}
 	return "", fmt.Errorf("a write failed otherwise: %w", err)
+}
+
+// takesWrites writes some keys through the node and returns the first error.
+func takesWrites(ctx context.Context, n *node) error {
+	for i := range probeKeys {
+		if _, err := n.admin.probe(ctx, fmt.Sprintf("disk-%s-%d", n.name, i), "consistency=local&timeout=1s"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // refusedForSpace reports whether the answer refuses a write, and says that the disk is the reason.
@@ -174,11 +193,7 @@ func (d *diskFault) end(ctx context.Context) (string, error) {
 	}
 	for _, i := range d.nodes {
 		n := d.fleet.nodes[i]
-		err := await(ctx, diskTimeout, func(ctx context.Context) error {
-			_, err := n.admin.probe(ctx, "disk-"+n.name, "consistency=local&timeout=1s")
-			return err
-		})
-		if err != nil {
+		if err := await(ctx, diskTimeout, func(ctx context.Context) error { return takesWrites(ctx, n) }); err != nil {
 			errs = append(errs, fmt.Errorf("%s takes no writes after the disk was mended: %w", n.name, err))
 		}
 		if n.proc != nil && !n.proc.hasExited() {
