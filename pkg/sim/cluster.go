@@ -17,6 +17,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/node"
 	"github.com/caprockdb/caprock/pkg/storage"
 	"github.com/caprockdb/caprock/pkg/transport"
+	"github.com/caprockdb/caprock/ring"
 )
 
 // ErrDown is in the chain of what Execute returns when the asked node does not run. Nothing was sent then.
@@ -38,7 +39,7 @@ const dataDir = "data"
 // storageConfig is small enough to have many of.
 func storageConfig() storage.Config {
 	cfg := storage.DefaultConfig()
-	cfg.CacheBytes, cfg.MemtableBytes = 8<<20, 4<<20
+	cfg.CacheBytes, cfg.MemtableBytes = 8<<20, 512<<10
 	return cfg
 }
 
@@ -79,11 +80,8 @@ type life struct {
 	done chan error
 	// faults stands between the node and its disk.
 	faults *storage.FaultFS
+	late   *lateFS
 }
-
-// syncYields is how often a sync of a simulated disk lets the rest of the cluster run before it takes effect: what was
-// written and is not durable yet must be something that others can meet.
-const syncYields = 50
 
 // fence makes the life's replies stop counting. It reports whether they counted until now.
 func (l *life) fence() (first bool) {
@@ -156,8 +154,8 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	faults := storage.NewFaultFS(in.disk)
-	faults.Set(storage.DiskFault{Yields: syncYields})
+	late := newLateFS(in.disk)
+	faults := storage.NewFaultFS(late)
 	n, err := node.New(cfg, node.Deps{
 		Logger: c.opts.Logger.With("node", in.name), Registerer: prometheus.NewRegistry(),
 		Rand: rand.New(rand.NewPCG(c.rand.Uint64(), c.rand.Uint64())), FS: faults,
@@ -169,7 +167,7 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 		return errors.Join(err, gossip.Shutdown())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	l := &life{node: n, cancel: cancel, fenced: make(chan struct{}), done: make(chan error, 1), faults: faults}
+	l := &life{node: n, cancel: cancel, fenced: make(chan struct{}), done: make(chan error, 1), faults: faults, late: late}
 	c.net.Attach(in.id, n.Deliver)
 	in.life.Store(l)
 	go func() { l.done <- n.Run(ctx) }()
@@ -230,6 +228,7 @@ func (c *Cluster) sever(which []int, unsyncedPercent int, r *rand.Rand) {
 // bury ends what still runs of severed nodes, and checks what they left behind.
 func (c *Cluster) bury(which ...int) error {
 	var errs []error
+	left := map[kv.NodeID]*vfs.MemFS{}
 	for _, i := range which {
 		in := c.nodes[i]
 		l := in.life.Load()
@@ -243,9 +242,9 @@ func (c *Cluster) bury(which ...int) error {
 		}
 		in.disk = l.left
 		in.life.Store(nil)
-		errs = append(errs, c.watch.crashed(in.id, in.disk))
+		left[in.id] = in.disk
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.watch.crashed(left, len(which) == len(c.nodes)))...)
 }
 
 // Cut cuts both directions, of peer traffic and gossip, between every node of a and every node of b.
@@ -295,6 +294,7 @@ func (c *Cluster) Execute(ctx context.Context, i int, r *kv.Request) (kv.Respons
 		return kv.Response{}, errUnheard()
 	}
 	if err == nil && r.Op.IsWrite() {
+		c.watch.answered(ring.PartitionOf(r.Key, c.opts.Partitions), r.Key, &res)
 		c.answered()
 	}
 	return res, err
@@ -335,6 +335,13 @@ func (c *Cluster) Close() error {
 	return errors.Join(errs...)
 }
 
+// SetSyncDelay makes the log of node i take so long to become durable, until its life ends or it is set anew.
+func (c *Cluster) SetSyncDelay(i int, d time.Duration) {
+	if l := c.nodes[i].life.Load(); l != nil {
+		l.late.delay.Store(int64(d))
+	}
+}
+
 // SetDisk makes the disk of node i misbehave until its life ends or the fault is taken back; a node that is down is left
 // alone. It returns what counts how often a fault took effect, nil for such a node.
 func (c *Cluster) SetDisk(i int, fault storage.DiskFault) *storage.FaultFS {
@@ -342,7 +349,6 @@ func (c *Cluster) SetDisk(i int, fault storage.DiskFault) *storage.FaultFS {
 	if l == nil {
 		return nil
 	}
-	fault.Yields = syncYields
 	l.faults.Set(fault)
 	return l.faults
 }

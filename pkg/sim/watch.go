@@ -40,6 +40,7 @@ type watcher struct {
 	calls      map[callID]eventualWrite
 	eventual   map[kv.NodeID]map[causal.Dot]eventualWrite
 	states     map[stateID]uint64
+	applied    map[kv.GroupID]uint64 // the highest entry that a client was told is applied
 	counts     watchCounts
 }
 
@@ -99,6 +100,7 @@ func newWatcher() *watcher {
 		began: time.Now(), leaders: map[groupTerm]kv.NodeID{}, entries: map[entryID]entrySeen{},
 		raft: map[replica]*raftPromises{}, dots: map[causal.Dot]uint64{}, calls: map[callID]eventualWrite{},
 		eventual: map[kv.NodeID]map[causal.Dot]eventualWrite{}, states: map[stateID]uint64{},
+		applied: map[kv.GroupID]uint64{},
 	}
 }
 
@@ -252,11 +254,30 @@ func (w *watcher) reply(call callID, body []byte) (promised bool) {
 	if !r.Accepted {
 		return false
 	}
-	if w.eventual[call.to] == nil {
-		w.eventual[call.to] = map[causal.Dot]eventualWrite{}
-	}
-	w.eventual[call.to][causal.Dot{Node: written.stamp.Node, Time: written.stamp.Time}] = written
+	w.promise(call.to, causal.Dot{Node: written.stamp.Node, Time: written.stamp.Time}, written)
 	return true
+}
+
+// answered notes that a client was told that its write is applied.
+func (w *watcher) answered(p kv.PartitionID, key []byte, res *kv.Response) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if res.Level == kv.LevelStrong {
+		w.applied[p.Group()] = max(w.applied[p.Group()], res.Version)
+		return
+	}
+	// The answer names the millisecond of the write's dot, and a vector that covers the dot covers all of its node's
+	// before it. The zero stamp says that it is not known.
+	w.promise(res.Coordinator, causal.Dot{Node: res.Coordinator, Time: causal.MakeHLC(res.Timestamp.UnixMilli(), 0)},
+		eventualWrite{partition: p, key: string(key)})
+}
+
+// promise notes that the node must have the write. mu must be held.
+func (w *watcher) promise(node kv.NodeID, dot causal.Dot, e eventualWrite) {
+	if w.eventual[node] == nil {
+		w.eventual[node] = map[causal.Dot]eventualWrite{}
+	}
+	w.eventual[node][dot] = e
 }
 
 // forget drops what the node promised: its disk is gone.

@@ -14,24 +14,56 @@ import (
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
-// crashed checks that the disk which a crash left behind holds all that its node had promised. The disk is not changed.
-func (w *watcher) crashed(node kv.NodeID, disk *vfs.MemFS) error {
+// crashed checks that the disks which a crash left behind hold all that their nodes had promised, and, if it took all of
+// them at one instant, that what clients were told is on a majority. The disks are not changed.
+func (w *watcher) crashed(disks map[kv.NodeID]*vfs.MemFS, all bool) error {
+	holders := map[kv.GroupID]int{}
+	for node, disk := range disks {
+		if err := w.look(node, disk, holders); err != nil {
+			return err
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !all {
+		return nil
+	}
+	for g, index := range w.applied {
+		w.counts.Promises++
+		if n := holders[g]; n < kv.Majority(len(disks)) {
+			w.violate("a client was told that entry %d of group %d is applied, and %d disks have it", index, g, n)
+		}
+	}
+	return nil
+}
+
+// look opens a copy of one disk.
+func (w *watcher) look(node kv.NodeID, disk *vfs.MemFS, holders map[kv.GroupID]int) error {
 	same := disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(0, 0))})
 	engine, err := storage.Open(dataDir, storageConfig(), storage.Deps{FS: same})
 	if err != nil {
 		return fmt.Errorf("the disk that n%d left behind: %w", node, err)
 	}
-	err = w.kept(node, engine)
+	err = w.kept(node, engine, holders)
 	if closeErr := engine.Close(); err == nil {
 		err = closeErr
 	}
 	return err
 }
 
-func (w *watcher) kept(node kv.NodeID, engine *storage.Engine) error {
+func (w *watcher) kept(node kv.NodeID, engine *storage.Engine, holders map[kv.GroupID]int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.counts.Disks++
+	for g, index := range w.applied {
+		last, err := lastEntry(engine.Log(), g)
+		if err != nil {
+			return err
+		}
+		if last.Index >= index {
+			holders[g]++
+		}
+	}
 	for r, p := range w.raft {
 		if r.node != node {
 			continue
@@ -62,14 +94,9 @@ func (w *watcher) raftKept(r replica, p *raftPromises, log storage.Log) error {
 	if voted, ok := p.votes[hard.Term]; ok && kv.NodeID(hard.Vote) != voted {
 		w.violate("n%d voted for n%d in term %d of group %d and its disk says %d", r.node, voted, hard.Term, r.group, hard.Vote)
 	}
-	last, hasLast, err := log.LastEntry(r.group)
+	last, err := lastEntry(log, r.group)
 	if err != nil {
 		return err
-	}
-	if !hasLast {
-		if last, _, err = log.Truncated(r.group); err != nil {
-			return err
-		}
 	}
 	// A leader of a later term may have replaced what was acknowledged to an earlier one, so that only the
 	// acknowledgements of the term that the disk knows can be held against it.
@@ -78,6 +105,15 @@ func (w *watcher) raftKept(r replica, p *raftPromises, log storage.Log) error {
 			r.node, acked, hard.Term, r.group, last.Index)
 	}
 	return nil
+}
+
+// lastEntry returns where the log ends.
+func lastEntry(log storage.Log, g kv.GroupID) (causal.Position, error) {
+	last, found, err := log.LastEntry(g)
+	if err == nil && !found {
+		last, _, err = log.Truncated(g)
+	}
+	return last, err
 }
 
 // writeKept checks an eventual write that the node accepted. mu must be held.

@@ -15,6 +15,9 @@ func TestPowerCutsRightAfterAnAcknowledgementLoseNothing(t *testing.T) {
 		w := startWriters(ctx, c, 8)
 		fired := 0
 		for n := range 8 {
+			for i := range c.Size() { // some disks are quick, some are slow
+				c.SetSyncDelay(i, time.Duration(1+r.IntN(20*r.IntN(2)+1))*time.Millisecond)
+			}
 			time.Sleep(300 * time.Millisecond)
 			by, which := r.IntN(c.Size()), []int{0, 1, 2}
 			if n%2 == 0 {

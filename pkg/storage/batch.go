@@ -130,6 +130,9 @@ func (b *Batch) SyncWait() error {
 		return b.err
 	}
 	err := b.rows.SyncWait()
+	if b.engine.settle != nil {
+		b.engine.settle.Settle()
+	}
 	b.waiting = false
 	if err != nil {
 		// The guard keeps the log's errors away from Pebble. Should one come by another way, it is as fatal.

@@ -23,6 +23,7 @@ type Engine struct {
 	lock   *pebble.Lock
 	health *health
 	stats  *stats
+	settle Settler // nil on a real disk
 
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *keyBuffer
@@ -110,7 +111,7 @@ func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, 
 	if err != nil {
 		return nil, openError(dir, err)
 	}
-	e := &Engine{dir: dir, cfg: cfg, fs: deps.FS, db: db, lock: lock, health: h, stats: st}
+	e := &Engine{dir: dir, cfg: cfg, fs: deps.FS, db: db, lock: lock, health: h, stats: st, settle: settlerOf(deps.FS)}
 	e.pressure.since = time.Now()
 	e.batches.New = func() any { return new(Batch) }
 	e.keys.New = func() any { return new(keyBuffer) }

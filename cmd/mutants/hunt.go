@@ -1,0 +1,117 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/caprockdb/caprock/pkg/mutant"
+)
+
+// runTimeout bounds one test on one seed. A simulation that hangs is a failure of the hunt, not a catch.
+const runTimeout = 3 * time.Minute
+
+// hunters are the tests of pkg/sim that look for a bug, the likeliest first.
+var hunters = map[mutant.Name][]string{
+	mutant.NoSync:                {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing"},
+	mutant.SendBeforePersist:     {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing"},
+	mutant.VoteNotPersisted:      {"TestPowerCutOfTheWholeClusterLosesNothingAcknowledged"},
+	mutant.LeaderCountsItself:    {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing"},
+	mutant.LocalReadAsStrong:     {"TestStrongRegistersAreLinearizableUnderFaults"},
+	mutant.ReadBeforeApply:       {"TestStrongRegistersAreLinearizableUnderFaults"},
+	mutant.ReadWithoutQuorum:     {"TestStrongRegistersAreLinearizableUnderFaults"},
+	mutant.RepeatedRequestServed: {"TestStrongRegistersAreLinearizableUnderFaults", "TestConditionalWritesAreLinearizableUnderFaults"},
+	mutant.QuorumCountedEarly:    {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing", "TestSiblingsAreTheCausalMaximaAfterFaults"},
+	mutant.OwnCopyIgnored:        {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing", "TestSiblingsAreTheCausalMaximaAfterFaults"},
+	mutant.FailureCountedAsAck:   {"TestAcknowledgedElementsAreThereAtBothLevelsAfterFaults", "TestSiblingsAreTheCausalMaximaAfterFaults"},
+	mutant.DotRepeated:           {"TestSiblingsAreTheCausalMaximaAfterFaults"},
+	mutant.ContextIgnored:        {"TestSiblingsAreTheCausalMaximaAfterFaults"},
+	mutant.MergeOverwrites:       {"TestSiblingsAreTheCausalMaximaAfterFaults"},
+	mutant.BlindWriteCovers:      {"TestSiblingsAreTheCausalMaximaAfterFaults"},
+	mutant.TombstoneDropped:      {"TestSiblingsAreTheCausalMaximaAfterFaults"},
+	mutant.LateStampAccepted:     {"TestAcknowledgedElementsAreThereAtBothLevelsAfterFaults"},
+	mutant.WipedDiskVotes:        {"TestWipedDiskDoesNotComeBackUnderItsOldName"},
+	mutant.ApplyReadsClock:       {"TestStrongRegistersAreLinearizableUnderFaults"},
+}
+
+// result is how a hunt ended.
+type result struct {
+	caught bool
+	// seed and test say where it was caught; symptom is the first thing that was seen of it, or why the hunt failed.
+	seed    int
+	test    string
+	symptom string
+}
+
+func (r result) line(name mutant.Name, took time.Duration) string {
+	if r.caught {
+		return fmt.Sprintf("caught    %-24s seed %-3d %s: %s (%s)", name, r.seed, r.test, r.symptom, took.Round(time.Second))
+	}
+	return fmt.Sprintf("SURVIVED  %-24s %s (%s)", name, r.symptom, took.Round(time.Second))
+}
+
+// hunt builds the simulation with the bug and runs it on one seed after another.
+func hunt(ctx context.Context, dir string, name mutant.Name, seeds int) result {
+	binary := filepath.Join(dir, string(name)+".test")
+	defer os.Remove(binary)
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "mutant_"+string(name), "-o", binary, "./pkg/sim")
+	if out, err := build.CombinedOutput(); err != nil {
+		return result{symptom: fmt.Sprintf("it does not build: %v: %s", err, out)}
+	}
+	for seed := 1; seed <= seeds; seed++ {
+		for _, test := range hunters[name] {
+			caught, symptom := try(ctx, binary, test, seed)
+			if caught || symptom != "" {
+				return result{caught: caught, seed: seed, test: test, symptom: symptom}
+			}
+		}
+	}
+	return result{symptom: fmt.Sprintf("%d seeds", seeds)}
+}
+
+// try runs one test on one seed. Without a catch a symptom says why the hunt cannot go on.
+func try(ctx context.Context, binary, test string, seed int) (caught bool, symptom string) {
+	ctx, cancel := context.WithTimeout(ctx, runTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, "-test.run", "^"+test+"$", "-test.v", fmt.Sprintf("-seed=%d", seed))
+	cmd.Dir = filepath.Join("pkg", "sim")
+	out, err := cmd.CombinedOutput()
+	switch {
+	case ctx.Err() != nil:
+		return false, fmt.Sprintf("%s hangs on seed %d", test, seed)
+	case err == nil && !bytes.Contains(out, []byte("--- PASS: "+test+" ")):
+		return false, test + " is no test of the simulation"
+	case err == nil:
+		return false, ""
+	}
+	return true, firstSymptom(out)
+}
+
+// Lines of a failed test that say what was wrong: the text of an anomaly, of an assertion, or of a panic.
+var symptoms = []*regexp.Regexp{
+	regexp.MustCompile(`(?m)^panic: (.+)$`),
+	regexp.MustCompile(`\[?at [0-9hms.]+s: (.+)`),
+	regexp.MustCompile(`(?m)^\s+\w+_test\.go:\d+: (\S.+)$`),
+	regexp.MustCompile(`(?m)^\s+(?:Error|Messages):\s+(\S.+)$`),
+}
+
+const symptomBytesMax = 140
+
+func firstSymptom(out []byte) string {
+	for _, re := range symptoms {
+		if m := re.FindSubmatch(out); m != nil {
+			s := strings.TrimSpace(string(m[1]))
+			if len(s) > symptomBytesMax {
+				s = s[:symptomBytesMax] + "…"
+			}
+			return s
+		}
+	}
+	return "it failed"
+}
