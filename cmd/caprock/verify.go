@@ -108,7 +108,10 @@ func runVerify(parent context.Context, a *app, cfg live.Config, options verifyOp
 	report, err := live.Run(ctx, cfg, deps)
 	bar.clear()
 	if err != nil {
-		fmt.Fprintln(a.stderr, "the nodes' logs are in", cfg.OutDir)
+		// Without nodes there are no logs, and the directory is of no use to anybody.
+		if os.Remove(cfg.OutDir) != nil {
+			fmt.Fprintln(a.stderr, "the nodes' logs are in", cfg.OutDir)
+		}
 		return err
 	}
 	if err := options.output.print(a, report, func() error { return printVerdict(a, report) }); err != nil {

@@ -18,7 +18,9 @@ type progressBar struct {
 	shown bool // there is something on the line
 }
 
-func newProgressBar(a *app, total time.Duration) *progressBar { return &progressBar{app: a, total: total} }
+func newProgressBar(a *app, total time.Duration) *progressBar {
+	return &progressBar{app: a, total: total}
+}
 
 // update returns the function that draws, nil where nobody would see it.
 func (b *progressBar) update() func(live.Progress) {

@@ -54,9 +54,9 @@ func TestTheVerdictSaysWhatHappenedAndWhatWasFound(t *testing.T) {
 
 func TestProgressIsDrawnWithinItsWidth(t *testing.T) {
 	for want, p := range map[string]live.Progress{
-		"[" + strings.Repeat(".", 24) + "] starting  0 operations  0 faults":                           {Phase: "starting"},
+		"[" + strings.Repeat(".", 24) + "] starting  0 operations  0 faults":                          {Phase: "starting"},
 		"[" + strings.Repeat("#", 12) + strings.Repeat(".", 12) + "] running  5 operations  1 faults": {Phase: "running", Elapsed: 30 * time.Second, Operations: 5, Faults: 1},
-		"[" + strings.Repeat("#", 24) + "] checking  9 operations  0 faults":                           {Phase: "checking", Elapsed: time.Hour, Operations: 9},
+		"[" + strings.Repeat("#", 24) + "] checking  9 operations  0 faults":                          {Phase: "checking", Elapsed: time.Hour, Operations: 9},
 	} {
 		require.Equal(t, want, progressLine(p, time.Minute))
 	}

@@ -61,7 +61,9 @@ type answerError struct {
 	body   string
 }
 
-func (e *answerError) Error() string { return fmt.Sprintf("%d: %s", e.status, strings.TrimSpace(e.body)) }
+func (e *answerError) Error() string {
+	return fmt.Sprintf("%d: %s", e.status, strings.TrimSpace(e.body))
+}
 
 // do asks, and returns the body of a 200.
 func (a admin) do(ctx context.Context, timeout time.Duration, method, path string, body []byte) ([]byte, error) {

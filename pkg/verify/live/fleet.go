@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -44,7 +41,10 @@ type fleet struct {
 // stop, also after an error.
 func startFleet(ctx context.Context, cfg Config, deps Deps) (*fleet, error) {
 	f := &fleet{deps: deps}
-	specs, err := f.layOut(cfg)
+	if old, err := os.ReadDir(cfg.DataDir); err != nil || len(old) > 0 {
+		return f, errors.Join(err, fmt.Errorf("the data directory %s must be empty: a run starts with a new cluster", cfg.DataDir))
+	}
+	specs, err := f.layOut(ctx, cfg)
 	if err != nil {
 		return f, err
 	}
@@ -57,7 +57,11 @@ func startFleet(ctx context.Context, cfg Config, deps Deps) (*fleet, error) {
 			log: filepath.Join(cfg.OutDir, s.Name+".log"),
 		})
 	}
-	for i := range f.nodes {
+	for i, n := range f.nodes {
+		// Each life of a node goes on in its log; the first one begins it.
+		if err := os.Remove(n.log); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return f, err
+		}
 		if err := f.start(i); err != nil {
 			return f, err
 		}
@@ -73,84 +77,6 @@ func startFleet(ctx context.Context, cfg Config, deps Deps) (*fleet, error) {
 		n.id = s.NodeID
 	}
 	return f, nil
-}
-
-// layOut chooses the addresses and the network.
-func (f *fleet) layOut(cfg Config) ([]Spec, error) {
-	hosts := make([]string, cfg.Nodes)
-	ports := make([][3]int, cfg.Nodes)
-	if cfg.Network == NetworkNetns {
-		ns, err := newNetns(cfg.Nodes, os.Getpid())
-		if err != nil {
-			return nil, err
-		}
-		f.net = ns
-		for i := range hosts {
-			hosts[i], ports[i] = ns.address(i), [3]int{8080, 9000, 7000} // each node has its own
-		}
-	} else {
-		f.net = &injector{fleet: f}
-		free, err := freePorts(3 * cfg.Nodes)
-		if err != nil {
-			return nil, err
-		}
-		for i := range hosts {
-			hosts[i], ports[i] = loopback, [3]int(free[3*i:3*i+3])
-		}
-	}
-	specs := make([]Spec, cfg.Nodes)
-	var join, members []string
-	for i := range specs {
-		at := func(port int) string { return net.JoinHostPort(hosts[i], strconv.Itoa(port)) }
-		name := "n" + strconv.Itoa(i+1)
-		specs[i] = Spec{
-			Name: name, Dir: filepath.Join(cfg.DataDir, name), HTTP: at(ports[i][0]), GRPC: at(ports[i][1]), Gossip: at(ports[i][2]),
-		}
-		join, members = append(join, specs[i].Gossip), append(members, name)
-	}
-	for i := range specs {
-		specs[i].Join, specs[i].Members = join, members
-	}
-	return specs, nil
-}
-
-const (
-	loopback = "127.0.0.1"
-	// Ports come from below the range from which systems take the ports of outgoing connections: one of those could
-	// otherwise take a node's port while the node is down.
-	portMin, portMax = 12000, 32000
-	portTriesMax     = 1000
-)
-
-// freePorts returns ports of the loopback interface that nobody listens on, neither by TCP nor by UDP.
-func freePorts(count int) ([]int, error) {
-	var out []int
-	taken := map[int]bool{}
-	for range portTriesMax {
-		if len(out) == count {
-			return out, nil
-		}
-		// Not from the run's seed: two runs of one seed at the same time need different ports.
-		port := portMin + rand.IntN(portMax-portMin)
-		if !taken[port] && portIsFree(net.JoinHostPort(loopback, strconv.Itoa(port))) {
-			taken[port] = true
-			out = append(out, port)
-		}
-	}
-	return nil, fmt.Errorf("found no %d free ports on %s", count, loopback)
-}
-
-func portIsFree(address string) bool {
-	tcp, err := net.Listen("tcp", address)
-	if err != nil {
-		return false
-	}
-	defer tcp.Close()
-	udp, err := net.ListenPacket("udp", address)
-	if err != nil {
-		return false
-	}
-	return udp.Close() == nil
 }
 
 // attachFleet finds the nodes of a running cluster.

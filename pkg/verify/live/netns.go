@@ -88,8 +88,10 @@ func freeSubnet(taken []net.Addr, pid int) (string, error) {
 // address returns the address of node i.
 func (n *netns) address(i int) string { return n.subnet + "." + strconv.Itoa(i+2) }
 
-func (n *netns) hub() string           { return "caprock-verify-" + strconv.Itoa(n.pid) + "-hub" }
-func (n *netns) space(i int) string    { return "caprock-verify-" + strconv.Itoa(n.pid) + "-n" + strconv.Itoa(i+1) }
+func (n *netns) hub() string { return "caprock-verify-" + strconv.Itoa(n.pid) + "-hub" }
+func (n *netns) space(i int) string {
+	return "caprock-verify-" + strconv.Itoa(n.pid) + "-n" + strconv.Itoa(i+1)
+}
 func (n *netns) hostInterface() string { return "cv" + strconv.Itoa(n.pid) }
 
 // openCommands returns the arguments of ip that make the network.

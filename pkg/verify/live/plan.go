@@ -19,8 +19,8 @@ const (
 	skewMin, skewMax     = time.Second, 10 * time.Minute
 	// aheadMax bounds how far ahead a clock is set under a workload that writes eventually. Versions that were stamped
 	// ahead are refused by the other replicas until their own clocks have come there, and the run has to wait for that.
-	aheadMax = 20 * time.Second
-	delayMin, delayMax   = 20 * time.Millisecond, 250 * time.Millisecond
+	aheadMax           = 20 * time.Second
+	delayMin, delayMax = 20 * time.Millisecond, 250 * time.Millisecond
 )
 
 // Cut is one direction of one link: what From sends does not reach To. Nodes are numbered from 0.

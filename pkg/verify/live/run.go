@@ -173,6 +173,12 @@ func (r *run) nemesis(ctx context.Context) {
 	}
 }
 
+// The anomalies of a fault.
+const (
+	noEffect  = "fault had no effect"
+	notMended = "fault could not be taken back"
+)
+
 // step carries out one fault.
 func (r *run) step(ctx context.Context, s Step) {
 	r.faults.Add(1)
@@ -186,6 +192,7 @@ func (r *run) step(ctx context.Context, s Step) {
 	err := f.begin(beginning)
 	cancel()
 	e.From = seconds(time.Since(r.began))
+	kind := noEffect
 	if err == nil {
 		err = f.hold(ctx, s.Hold)
 	}
@@ -198,9 +205,12 @@ func (r *run) step(ctx context.Context, s Step) {
 		r.ahead = at
 	}
 
+	if err == nil && endErr != nil && !errors.Is(endErr, errNoEffect) {
+		kind = notMended
+	}
 	if err = errors.Join(err, endErr); err != nil {
 		e.Error = err.Error()
-		r.own = append(r.own, anomaly("fault had no effect", fmt.Sprintf("fault had no effect: %s of %v at %.3f s: %v", s.Fault, names, e.From, err)))
+		r.own = append(r.own, anomaly(kind, fmt.Sprintf("%s: %s of %v at %.3f s: %v", kind, s.Fault, names, e.From, err)))
 		// What follows should at least start from a whole cluster.
 		mending, cancel := context.WithTimeout(whole, mendTimeout)
 		defer cancel()
