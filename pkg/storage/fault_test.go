@@ -277,3 +277,26 @@ func TestAFailureWhileOpeningIsReturnedByOpen(t *testing.T) {
 		})
 	}
 }
+
+// TestAFailureAtTheEndOfOpeningLeavesNoCompactionBehind opens a directory whose recovery starts a compaction, and fails
+// the one step after that which can. Pebble gives up without waiting for the compaction, which then panics.
+func TestAFailureAtTheEndOfOpeningLeavesNoCompactionBehind(t *testing.T) {
+	base := NewCrashableMemFS()
+	s := &script{fs: base}
+	e := open(t, "data", Deps{FS: base})
+	require.NoError(t, s.firstLife(e))
+	require.NoError(t, s.write(e, 20))
+	for range 20 {
+		disk := base.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 2))})
+		_, err := Open("data", smallConfig(), Deps{FS: inject(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpRename {
+				return errorfs.ErrInjected
+			}
+			return nil
+		}))})
+		require.ErrorIs(t, err, ErrStopped)
+		require.ErrorIs(t, err, errorfs.ErrInjected)
+		requireOneLine(t, err)
+		s.check(t, "opened again", disk, s.acked.Load())
+	}
+}

@@ -176,12 +176,17 @@ func (g *guardedFS) RemoveAll(name string) error {
 	return g.FS.RemoveAll(name)
 }
 
-// Rename implements vfs.FS.
+// Rename implements vfs.FS. Pebble renames only at the end of opening. When that fails it gives up and throws away what
+// a compaction needs that it has started by then and does not wait for, which panics on a goroutine of its own. Told
+// that all is well it finishes, and Open closes it as it should be.
 func (g *guardedFS) Rename(oldname, newname string) error {
 	if g.health.stopped() != nil {
-		return errFrozen
+		return nil
 	}
-	return g.FS.Rename(oldname, newname)
+	if err := g.FS.Rename(oldname, newname); err != nil {
+		g.health.trip(fmt.Errorf("rename %s: %w", oldname, err))
+	}
+	return nil
 }
 
 // Link implements vfs.FS.
