@@ -100,7 +100,7 @@ func (v verified) run(t *testing.T) {
 func (v verified) make(t *testing.T, ctx context.Context, c *Cluster, plan Plan, drawn uint64) *outcome {
 	began := time.Now()
 	cfg := verify.DefaultConfig(v.workload)
-	cfg.Interval = 10 * time.Millisecond
+	cfg.Interval = 20 * time.Millisecond
 	cfg.Overlap = true // the cluster's quorums are N=3, R=2, W=2
 	w, err := verify.NewWorkload(cfg, rand.New(rand.NewPCG(drawn, 11)))
 	require.NoError(t, err)
