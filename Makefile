@@ -22,6 +22,10 @@ RACE_PACKAGES := ./pkg/causal/... ./ring/... ./quorum/... ./consensus/... ./anti
 export DURATION ?= 3s
 export BENCH_OUT ?=
 
+# Of make test-verify: how long each pair runs, and where its histories and logs go.
+VERIFY_FOR ?= 45s
+VERIFY_OUT ?= .caprock/verify
+
 # More seeds for the simulated cluster: make test-sim SIM_SEEDS=1000
 SIM_SEEDS ?= 20
 
@@ -69,12 +73,24 @@ test-race: ## Run the tests of the concurrent packages under the race detector
 test-sim: ## Run the simulated cluster on SIM_SEEDS seeds
 	CAPROCK_SIM_SEEDS=$(SIM_SEEDS) go test -count=1 -timeout 30m ./pkg/sim/...
 
+.PHONY: mutants
+mutants: ## Build each planted bug and simulate until it is caught (minutes; MUTANTS="name name" for some)
+	go run ./cmd/mutants $(MUTANTS)
+
+.PHONY: test-verify
+test-verify: build ## Workloads on real processes under faults, four pairs of VERIFY_FOR each
+	@for pair in register:partition,kill append:pause,power causal:partition,clock,kill set:disk-full,slow,kill; do \
+		echo "caprock verify --workload $${pair%%:*} --nemesis $${pair#*:} --duration $(VERIFY_FOR)"; \
+		$(BIN) verify --nodes 3 --workload "$${pair%%:*}" --nemesis "$${pair#*:}" --duration $(VERIFY_FOR) --out "$(VERIFY_OUT)/$${pair%%:*}" -o json; \
+	done
+
 .PHONY: test-comprehensive
-test-comprehensive: ## Everything: race detector everywhere, many simulation seeds, real processes (long)
-	CGO_ENABLED=1 go test -race -timeout 40m ./...
-	$(MAKE) test-sim SIM_SEEDS=200
-	CAPROCK_STORAGE_SEEDS=200 go test -count=1 -timeout 30m -run Crash ./pkg/storage
-	go test -count=1 -timeout 10m ./cmd/...
+test-comprehensive: ## Everything: race detector everywhere, 200 seeds of a minute each, planted bugs, real processes (hours)
+	CGO_ENABLED=1 go test -race -timeout 60m ./...
+	CAPROCK_SIM_FAULTY=60s CAPROCK_SIM_SEEDS=200 go test -count=1 -timeout 600m ./pkg/sim/...
+	CAPROCK_STORAGE_SEEDS=200 go test -count=1 -timeout 60m -run Crash ./pkg/storage
+	$(MAKE) mutants
+	$(MAKE) test-verify
 
 .PHONY: bench
 bench: build ## Measure puts and gets at each level, over HTTP and the Go stream (DURATION=3s each; BENCH_OUT=FILE)

@@ -1,7 +1,5 @@
 package consensus
 
-import "github.com/caprockdb/caprock/pkg/mutant"
-
 // barrier is one caller of ReadBarrier. One whose caller went away stays until it is resolved, which a leader does
 // within a round trip, and a node that lost its majority when it notices.
 type barrier struct {
@@ -55,7 +53,7 @@ func (b *barriers) release(applied uint64) []*barrier {
 	var out []*barrier
 	kept := b.confirmed[:0]
 	for _, r := range b.confirmed {
-		if r.index <= applied || mutant.Planted == mutant.ReadBeforeApply {
+		if r.index <= applied {
 			out = append(out, r.barriers...)
 		} else {
 			kept = append(kept, r)

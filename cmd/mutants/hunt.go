@@ -24,7 +24,6 @@ var hunters = map[mutant.Name][]string{
 	mutant.VoteNotPersisted:      {"TestPowerCutOfTheWholeClusterLosesNothingAcknowledged"},
 	mutant.LeaderCountsItself:    {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing"},
 	mutant.LocalReadAsStrong:     {"TestStrongRegistersAreLinearizableUnderFaults"},
-	mutant.ReadBeforeApply:       {"TestStrongRegistersAreLinearizableUnderFaults"},
 	mutant.ReadWithoutQuorum:     {"TestStrongRegistersAreLinearizableUnderFaults"},
 	mutant.RepeatedRequestServed: {"TestStrongRegistersAreLinearizableUnderFaults", "TestConditionalWritesAreLinearizableUnderFaults"},
 	mutant.QuorumCountedEarly:    {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing", "TestSiblingsAreTheCausalMaximaAfterFaults"},
@@ -95,8 +94,8 @@ func try(ctx context.Context, binary, test string, seed int) (caught bool, sympt
 
 // Lines of a failed test that say what was wrong: the text of an anomaly, of an assertion, or of a panic.
 var symptoms = []*regexp.Regexp{
+	regexp.MustCompile(`at [0-9hms.]+s: (.+?)(?: at [0-9hms.]+s: |\]?$)`),
 	regexp.MustCompile(`(?m)^panic: (.+)$`),
-	regexp.MustCompile(`\[?at [0-9hms.]+s: (.+)`),
 	regexp.MustCompile(`(?m)^\s+\w+_test\.go:\d+: (\S.+)$`),
 	regexp.MustCompile(`(?m)^\s+(?:Error|Messages):\s+(\S.+)$`),
 }

@@ -10,7 +10,6 @@ const (
 	VoteNotPersisted      Name = "vote_not_persisted"
 	LeaderCountsItself    Name = "leader_counts_itself"
 	LocalReadAsStrong     Name = "local_read_as_strong"
-	ReadBeforeApply       Name = "read_before_apply"
 	ReadWithoutQuorum     Name = "read_without_quorum"
 	RepeatedRequestServed Name = "repeated_request_served"
 	QuorumCountedEarly    Name = "quorum_counted_early"
@@ -29,7 +28,7 @@ const (
 // All returns every name, in the order in which they are run.
 func All() []Name {
 	return []Name{
-		NoSync, SendBeforePersist, VoteNotPersisted, LeaderCountsItself, LocalReadAsStrong, ReadBeforeApply,
+		NoSync, SendBeforePersist, VoteNotPersisted, LeaderCountsItself, LocalReadAsStrong,
 		ReadWithoutQuorum, RepeatedRequestServed, QuorumCountedEarly, OwnCopyIgnored, FailureCountedAsAck, DotRepeated,
 		ContextIgnored, MergeOverwrites, BlindWriteCovers, TombstoneDropped, LateStampAccepted, WipedDiskVotes, ApplyReadsClock,
 	}
