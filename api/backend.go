@@ -21,6 +21,8 @@ type Backend interface {
 	NodeName(id kv.NodeID) string
 	// Self returns the name of this node.
 	Self() string
+	// PartitionCount returns the number of the cluster's partitions, 0 while this node has no partition map.
+	PartitionCount() int
 	// Ready returns nil when requests of the level can be served now, else an error that says why not.
 	// kv.LevelUnset asks about every level at once.
 	Ready(level kv.Level) error

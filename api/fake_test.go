@@ -108,6 +108,8 @@ func (f *fakeNode) NodeName(id kv.NodeID) string {
 }
 func (f *fakeNode) Self() string { return "n1" }
 
+func (f *fakeNode) PartitionCount() int { return 16 }
+
 func (f *fakeNode) Ready(level kv.Level) error {
 	if level != kv.LevelUnset {
 		return f.unready[level]

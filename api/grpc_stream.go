@@ -4,18 +4,29 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/caprockdb/caprock/api/kvpb"
 	"github.com/caprockdb/caprock/api/kvwire"
 	"github.com/caprockdb/caprock/pkg/kv"
 )
+
+// header says what a client needs to know to send each operation to the right node.
+func (g *GRPC) header() metadata.MD {
+	md := metadata.Pairs(kvwire.HeaderNode, g.deps.Backend.Self())
+	if n := g.deps.Backend.PartitionCount(); n > 0 {
+		md.Set(kvwire.HeaderPartitions, strconv.Itoa(n))
+	}
+	return md
+}
 
 // Stream implements the stream of operations: the handler's goroutine receives, one goroutine sends, and workers run the
 // operations.
@@ -24,8 +35,8 @@ func (g *GRPC) Stream(stream grpc.BidiStreamingServer[kvpb.OperationBatch, kvpb.
 		return statusOf(shuttingDown())
 	}
 	defer g.leave()
-	// The header tells the client at once that this node serves.
-	if err := stream.SendHeader(nil); err != nil {
+	// The header tells the client at once that this node serves, and which one it is.
+	if err := stream.SendHeader(g.header()); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(stream.Context())

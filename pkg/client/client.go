@@ -25,7 +25,8 @@ type Client struct {
 	log    *slog.Logger
 	conns  []*conn
 	pacing pacing
-	born   time.Time     // where turns are counted from
+	born   time.Time // where turns are counted from
+	routes *routes
 	turn   atomic.Uint64 // counts operations, where each gets the next endpoint; starts anywhere
 
 	// outstanding bounds what is not answered yet, by weight: see weigh.
@@ -59,6 +60,7 @@ func New(cfg Config, deps Deps) (*Client, error) {
 		cfg:         cfg,
 		log:         deps.Logger,
 		born:        time.Now(),
+		routes:      newRoutes(),
 		pacing:      pacing{endpoints: len(cfg.Endpoints), retryMin: cfg.RetryMin, retryMax: cfg.RetryMax},
 		outstanding: semaphore.NewWeighted(int64(cfg.OutstandingBytesMax)),
 		notFound:    kv.Errorf(kv.CodeKeyNotFound, "the key does not exist"),
@@ -205,9 +207,12 @@ func (c *Client) first() int {
 }
 
 // candidates returns the endpoints in the order in which the operation should try them: those that are up, untried ones first,
-// starting with the one whose turn it is.
+// starting with the one that works on the operation's partition, as far as it is known, or the one whose turn it is.
 func (c *Client) candidates(op *call) []*conn {
-	count, start := len(c.conns), c.first()
+	count, start := len(c.conns), c.routes.endpoint(&op.op.Request)
+	if start == unrouted {
+		start = c.first()
+	}
 	if first := c.conns[start]; first.up.Load() && op.tried&(1<<start) == 0 {
 		return c.conns[start : start+1 : start+1] // the usual case, without memory of its own
 	}

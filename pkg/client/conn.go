@@ -256,6 +256,7 @@ func (c *conn) deliver(r *kvwire.Result, replicas []string) {
 	if !op.move(sent, done) {
 		return
 	}
+	c.client.routes.answered(c.index, op.op.Request.Key, r)
 	op.result.fill(r, replicas)
 	if op.op.Request.Op == kv.OpGet && !r.Found {
 		op.publish(c.client.notFound)

@@ -2,7 +2,8 @@
 //
 // It owns one stream to each endpoint, over which it multiplexes all operations: a sender takes whatever is pending and
 // sends it as one message, so that the price of a message is paid once for all the operations in it. It owns the choice
-// of endpoint, failover, retries, and the deadline of every operation.
+// of endpoint, failover, retries, and the deadline of every operation. It learns from answers which node works on which
+// partition, and sends operations straight there.
 //
 // Invariants:
 //   - An operation is answered exactly once, by its result, its deadline, or the closing of the client.

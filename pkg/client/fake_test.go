@@ -27,6 +27,8 @@ type fakeNode struct {
 	name string
 	// answer returns an operation's result; nil means no answer, ever. It runs for one operation after another.
 	answer func(*kvpb.Operation) *kvpb.Result
+	// header is what its streams open with.
+	header metadata.MD
 	// mute nodes accept streams and say nothing at all, not even the header.
 	mute bool
 
@@ -119,7 +121,7 @@ func (n *fakeNode) Stream(stream grpc.BidiStreamingServer[kvpb.OperationBatch, k
 		<-stream.Context().Done()
 		return nil
 	}
-	if err := stream.SendHeader(metadata.MD{}); err != nil {
+	if err := stream.SendHeader(n.header); err != nil {
 		return err
 	}
 	n.mu.Lock()

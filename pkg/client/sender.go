@@ -66,6 +66,7 @@ func (c *conn) open(ctx context.Context, cancel context.CancelFunc) (stream grpc
 	if err != nil {
 		return nil, statusError(err)
 	}
+	c.client.routes.learn(c.index, header)
 	return stream, nil
 }
 

@@ -36,6 +36,7 @@ func (b instantBackend) Execute(_ context.Context, r *kv.Request) (kv.Response, 
 
 func (instantBackend) NodeName(id kv.NodeID) string                  { return [...]string{"", "n1", "n2", "n3"}[id&3] }
 func (instantBackend) Self() string                                  { return "n1" }
+func (instantBackend) PartitionCount() int                           { return 16 }
 func (instantBackend) Ready(kv.Level) error                          { return nil }
 func (instantBackend) Document(context.Context, string) (any, error) { return nil, errors.New("none") }
 func (instantBackend) Policies() api.PolicyStore                     { return nil }

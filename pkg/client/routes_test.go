@@ -1,0 +1,123 @@
+package client
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/caprockdb/caprock/api/kvpb"
+	"github.com/caprockdb/caprock/api/kvwire"
+	"github.com/caprockdb/caprock/ring"
+)
+
+// leaders makes the nodes answer as those of a cluster do whose partition p is led by node p mod 3.
+func (c *cluster) leaders(level kvpb.Level, leader func(p int) int) {
+	for _, n := range c.nodes {
+		n.mu.Lock()
+		n.header = metadata.Pairs(kvwire.HeaderNode, n.name, kvwire.HeaderPartitions, "16")
+		n.answer = func(op *kvpb.Operation) *kvpb.Result {
+			r := n.ok(op)
+			r.Level = level
+			r.Coordinator = c.nodes[leader(int(ring.PartitionOf(op.GetKey(), 16)))].name
+			return r
+		}
+		n.mu.Unlock()
+	}
+}
+
+// newRoutedCluster is newCluster with nodes that say who they are.
+func newRoutedCluster(t *testing.T, leader func(p int) int) *cluster {
+	cl := newCluster(t, 3)
+	for _, n := range cl.nodes {
+		n.stop()
+	}
+	cl.leaders(kvpb.Level_LEVEL_STRONG, leader)
+	for _, n := range cl.nodes {
+		n.start()
+	}
+	return cl
+}
+
+// requireAt sends one operation a key and checks that each arrived at the node it should.
+func requireAt(t *testing.T, c *Client, cl *cluster, keys int, node func(p int) int, options ...Option) {
+	t.Helper()
+	before := make([]int, len(cl.nodes))
+	for i, n := range cl.nodes {
+		before[i], _ = n.seen()
+	}
+	want := make([]int, len(cl.nodes))
+	for k := range keys {
+		key := fmt.Sprintf("k%d", k)
+		want[node(int(ring.PartitionOf([]byte(key), 16)))]++
+		_, err := c.GetContext(t.Context(), key, options...)
+		require.NoError(t, err)
+	}
+	for i, n := range cl.nodes {
+		after, _ := n.seen()
+		require.Equal(t, want[i], after-before[i], "operations at %s", n.name)
+	}
+}
+
+func TestStrongOperationsGoStraightToTheLeader(t *testing.T) {
+	leader := func(p int) int { return p % 3 }
+	cl := newRoutedCluster(t, leader)
+	c := cl.client()
+	for k := range 200 { // learns every partition's leader, wherever it asks
+		_, err := c.Get(fmt.Sprintf("k%d", k))
+		require.NoError(t, err)
+	}
+	requireAt(t, c, cl, 200, leader)
+
+	t.Run("and find the new one when it moves", func(t *testing.T) {
+		moved := func(p int) int { return (p + 1) % 3 }
+		cl.leaders(kvpb.Level_LEVEL_STRONG, moved)
+		for k := range 200 {
+			_, err := c.Get(fmt.Sprintf("k%d", k))
+			require.NoError(t, err)
+		}
+		requireAt(t, c, cl, 200, moved)
+	})
+	t.Run("and elsewhere while its node is down", func(t *testing.T) {
+		cl.nodes[1].stop()
+		for k := range 200 {
+			_, err := c.Get(fmt.Sprintf("k%d", k))
+			require.NoError(t, err)
+		}
+	})
+}
+
+func TestEventualOperationsTakeTurnsAmongReplicas(t *testing.T) {
+	cl := newRoutedCluster(t, func(int) int { return 0 })
+	for _, n := range cl.nodes {
+		n.mu.Lock()
+		n.answer = func(op *kvpb.Operation) *kvpb.Result { // every node is a replica
+			r := n.ok(op)
+			r.Level = kvpb.Level_LEVEL_EVENTUAL
+			return r
+		}
+		n.mu.Unlock()
+	}
+	c := cl.client()
+	for k := range 300 {
+		_, err := c.GetContext(t.Context(), fmt.Sprintf("k%d", k), Eventual())
+		require.NoError(t, err)
+	}
+	for _, n := range cl.nodes {
+		operations, _ := n.seen()
+		require.Equal(t, 100, operations, n.name)
+	}
+}
+
+func TestEventualOperationsThatAreHandedOnGoToTheReplicaNextTime(t *testing.T) {
+	replica := func(p int) int { return p % 2 } // the third node is a replica of nothing
+	cl := newRoutedCluster(t, replica)
+	cl.leaders(kvpb.Level_LEVEL_EVENTUAL, replica)
+	c := cl.client()
+	for k := range 600 { // every partition is asked for at the node that hands on
+		_, err := c.GetContext(t.Context(), fmt.Sprintf("k%d", k), Eventual())
+		require.NoError(t, err)
+	}
+	requireAt(t, c, cl, 200, replica, Eventual())
+}
