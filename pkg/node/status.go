@@ -289,3 +289,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // Self returns this node's name.
 func (n *Node) Self() string { return n.cfg.Name }
+
+// PartitionCount returns the number of the cluster's partitions, 0 while this node has no map.
+func (n *Node) PartitionCount() int { return len(n.machine.State().Map.Partitions) }
