@@ -6,6 +6,7 @@
 //   - A request is forwarded at most hopsMax times.
 //   - Peers are served only while the epochs agree; whoever is behind learns so and tries again.
 //   - A node with an empty disk takes part in group 0 only after the other members have confirmed that its id is new.
+//   - Without room on its disk a node refuses writes before anything of them is written, and goes on reading (space.go).
 //
 // It opens no listener and parses no user input: cmd wires listeners to it, and the simulator runs it without any.
 package node

@@ -19,6 +19,9 @@
 //   - Once the write-ahead log or the manifest could not be written, nothing is acknowledged and nothing changes on the
 //     disk any more (guard.go says how), and the process goes on living, so that it can say why it stops.
 //
+// FaultFS is a filesystem that can be told to misbehave: full, failing, slow, or forgetting what was not synced. Nodes with
+// a fault injector and simulations put it below all of this.
+//
 // # What it never does
 //
 // It decides nothing about consistency, merges nothing, knows no other node, and never exits the process.
