@@ -129,7 +129,7 @@ func startWriters(ctx context.Context, c *Cluster, clients int) *writers {
 					w.acked[level] = append(w.acked[level], key)
 					w.mu.Unlock()
 				}
-				time.Sleep(5 * time.Millisecond)
+				time.Sleep(20 * time.Millisecond)
 			}
 		})
 	}
