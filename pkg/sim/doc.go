@@ -2,7 +2,8 @@
 // in memory.
 //
 // It owns the network (Network, whose wires implement transport.Wire), the gossip network (for memberlist) and the
-// cluster that ties them together with power cuts and clock skew. It is meant for testing/synctest bubbles, in which time
+// cluster that ties them together with power cuts and clock skew. A Scenario draws a Plan of faults, which Nemesis carries
+// out; Dump and WaitConverged compare what replicas hold. It is meant for testing/synctest bubbles, in which time
 // is simulated too.
 //
 // Invariants:
