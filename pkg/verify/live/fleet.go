@@ -160,12 +160,13 @@ func (f *fleet) restart(ctx context.Context, nodes []int) (time.Duration, error)
 
 // waitReady waits until the nodes serve every level.
 func (f *fleet) waitReady(ctx context.Context, nodes []int) error {
-	var group errgroup.Group
+	// The first node that cannot become ready ends the wait for all: without it others may never be.
+	group, first := errgroup.WithContext(ctx)
 	for _, i := range nodes {
 		n := f.nodes[i]
 		group.Go(func() error {
 			var died error
-			inner, cancel := context.WithCancel(ctx)
+			inner, cancel := context.WithCancel(first)
 			defer cancel()
 			err := await(inner, readyTimeout, func(ctx context.Context) error {
 				if n.proc != nil && n.proc.hasExited() {
@@ -187,14 +188,30 @@ func (f *fleet) waitReady(ctx context.Context, nodes []int) error {
 	return group.Wait()
 }
 
-// lastLine returns the last line of a node's log, which says why it stopped.
+// lastLine returns the line of a node's log that says why it stopped: the last one, or where it panicked, the panic.
 func lastLine(path string) string {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}
-	text := strings.TrimSpace(string(content))
-	return text[strings.LastIndexByte(text, '\n')+1:]
+	return finalWords(string(content))
+}
+
+func finalWords(log string) string {
+	last, panicked := "", false
+	for line := range strings.Lines(log) {
+		line = strings.TrimSpace(line)
+		switch {
+		case strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: "):
+			last, panicked = line, true
+		// A new life of the node begins with lines of its log, which a panic's stack never has.
+		case strings.HasPrefix(line, "time=") || strings.HasPrefix(line, "caprock: "):
+			last, panicked = line, false
+		case line != "" && !panicked:
+			last = line
+		}
+	}
+	return last
 }
 
 // mend takes back everything that faults may have left: rules, paused processes, dead processes. It notes processes that

@@ -74,6 +74,14 @@ func TestTheStateOfAProcessIsReadPastItsName(t *testing.T) {
 	require.Empty(t, statState(""))
 }
 
+func TestWhyANodeStoppedIsItsPanicOrItsLastLine(t *testing.T) {
+	const life = "time=1 msg=\"node listens\"\n"
+	require.Equal(t, "caprock: the disk is full", finalWords(life+"caprock: the disk is full\n"))
+	require.Equal(t, "panic: tocommit(9) is out of range", finalWords(life+"panic: tocommit(9) is out of range\n\ngoroutine 1 [running]:\n\ta.go:7 +0x95\n"))
+	require.Equal(t, `time=1 msg="node listens"`, finalWords("panic: earlier\n\tb.go:1\n"+life), "an earlier life's panic is over")
+	require.Empty(t, finalWords(""))
+}
+
 func TestARefusalCountsAsAFullDiskOnlyIfItSaysSo(t *testing.T) {
 	require.True(t, refusedForSpace(&answerError{status: 429, body: `{"code":"OVERLOADED","detail":"the disk has little space left"}`}))
 	require.False(t, refusedForSpace(&answerError{status: 429, body: `{"code":"OVERLOADED","detail":"too many requests"}`}))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -161,7 +162,8 @@ func (r *run) under(ctx context.Context) {
 	parts.Wait()
 }
 
-// nemesis carries out one step after another until ctx is done. A fault that has begun is ended in order.
+// nemesis carries out one step after another until ctx is done, or the cluster cannot be mended any more: what else would
+// be done to it then, would prove nothing. A fault that has begun is ended in order.
 func (r *run) nemesis(ctx context.Context) {
 	end, _ := ctx.Deadline()
 	for {
@@ -169,7 +171,9 @@ func (r *run) nemesis(ctx context.Context) {
 		if time.Until(end) < s.Calm+holdLeast || !pause(ctx, s.Calm) {
 			return
 		}
-		r.step(ctx, s)
+		if !r.step(ctx, s) {
+			return
+		}
 	}
 }
 
@@ -179,16 +183,16 @@ const (
 	notMended = "fault could not be taken back"
 )
 
-// step carries out one fault.
-func (r *run) step(ctx context.Context, s Step) {
+// step carries out one fault. It reports whether the cluster is whole again.
+func (r *run) step(ctx context.Context, s Step) (whole bool) {
 	r.faults.Add(1)
-	whole := context.WithoutCancel(ctx)
+	uncut := context.WithoutCancel(ctx)
 	names := r.fleet.names(s.Nodes)
 	e := Event{Fault: s.Fault, Nodes: names}
 	r.history.Note(fmt.Sprintf("%s of %v begins", s.Fault, names))
 	f := newFault(r.fleet, s)
 
-	beginning, cancel := context.WithTimeout(whole, faultTimeout)
+	beginning, cancel := context.WithTimeout(uncut, faultTimeout)
 	err := f.begin(beginning)
 	cancel()
 	e.From = seconds(time.Since(r.began))
@@ -196,7 +200,7 @@ func (r *run) step(ctx context.Context, s Step) {
 	if err == nil {
 		err = f.hold(ctx, s.Hold)
 	}
-	ending, cancel := context.WithTimeout(whole, faultTimeout)
+	ending, cancel := context.WithTimeout(uncut, faultTimeout)
 	effect, endErr := f.end(ending)
 	cancel()
 	e.To = seconds(time.Since(r.began))
@@ -208,29 +212,34 @@ func (r *run) step(ctx context.Context, s Step) {
 	if err == nil && endErr != nil && !errors.Is(endErr, errNoEffect) {
 		kind = notMended
 	}
+	whole = true
 	if err = errors.Join(err, endErr); err != nil {
-		e.Error = err.Error()
-		r.own = append(r.own, anomaly(kind, fmt.Sprintf("%s: %s of %v at %.3f s: %v", kind, s.Fault, names, e.From, err)))
-		// What follows should at least start from a whole cluster.
-		mending, cancel := context.WithTimeout(whole, mendTimeout)
+		e.Error = strings.ReplaceAll(err.Error(), "\n", "; ")
+		r.own = append(r.own, anomaly(kind, fmt.Sprintf("%s: %s of %v at %.3f s: %s", kind, s.Fault, names, e.From, e.Error)))
+		// What follows should start from a whole cluster.
+		mending, cancel := context.WithTimeout(uncut, mendTimeout)
 		defer cancel()
 		if err := r.fleet.mend(mending); err != nil {
 			r.deps.Logger.Warn("cannot mend", "fault", s.Fault, "error", err)
+			whole = false
 		}
 	} else {
 		e.Effect = effect
 	}
 	r.deps.Logger.Info("fault", "fault", s.Fault, "nodes", names, "effect", e.Effect, "error", e.Error)
 	r.report.record(e)
+	return whole
 }
 
-// settle mends everything, waits until the replicas agree, and makes the final reads.
+// settle mends everything, waits until the replicas agree, and makes the final reads. Of a cluster that does not recover
+// neither can be expected, and the verdict is certain.
 func (r *run) settle(ctx context.Context) {
 	r.say("mending")
 	mending, cancel := context.WithTimeout(ctx, mendTimeout)
 	defer cancel()
 	if err := r.mendLast(mending); err != nil {
-		r.own = append(r.own, anomaly("the cluster does not recover", err.Error()))
+		r.own = append(r.own, anomaly("the cluster does not recover", strings.ReplaceAll(err.Error(), "\n", "; ")))
+		return
 	}
 	r.say("converging")
 	limit := convergeTimeout
