@@ -278,7 +278,7 @@ func TestCrashPointsEveryFailedOperationEndsInAStopOrInNothing(t *testing.T) {
 			name = "for ever"
 		}
 		t.Run(name, func(t *testing.T) {
-			atEveryPoint(t, pointsStride(t, 5), func(t *testing.T, n int64) bool { return failAt(t, n, forEver) })
+			atEveryPoint(t, pointsStride(t, 11), func(t *testing.T, n int64) bool { return failAt(t, n, forEver) })
 		})
 	}
 }
@@ -318,7 +318,7 @@ func failAt(t *testing.T, n int64, forEver bool) (fired bool) {
 }
 
 func TestCrashPointsPowerCutAtEveryOperationKeepsWhatWasAcknowledged(t *testing.T) {
-	atEveryPoint(t, pointsStride(t, 7), func(t *testing.T, n int64) bool {
+	atEveryPoint(t, pointsStride(t, 13), func(t *testing.T, n int64) bool {
 		type cut struct {
 			what  string
 			acked uint64
