@@ -23,6 +23,8 @@ const (
 	LateStampAccepted     Name = "late_stamp_accepted"
 	WipedDiskVotes        Name = "wiped_disk_votes"
 	ApplyReadsClock       Name = "apply_reads_clock"
+	SnapshotNotAtomic     Name = "snapshot_not_atomic"
+	TruncatedTooEarly     Name = "truncated_too_early"
 )
 
 // All returns every name, in the order in which they are run.
@@ -31,5 +33,6 @@ func All() []Name {
 		NoSync, SendBeforePersist, VoteNotPersisted, LeaderCountsItself, LocalReadAsStrong,
 		ReadWithoutQuorum, RepeatedRequestServed, QuorumCountedEarly, OwnCopyIgnored, FailureCountedAsAck, DotRepeated,
 		ContextIgnored, MergeOverwrites, BlindWriteCovers, TombstoneDropped, LateStampAccepted, WipedDiskVotes, ApplyReadsClock,
+		SnapshotNotAtomic, TruncatedTooEarly,
 	}
 }

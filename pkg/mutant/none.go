@@ -1,4 +1,4 @@
-//go:build !mutant_no_sync && !mutant_send_before_persist && !mutant_vote_not_persisted && !mutant_leader_counts_itself && !mutant_local_read_as_strong && !mutant_read_without_quorum && !mutant_repeated_request_served && !mutant_quorum_counted_early && !mutant_own_copy_ignored && !mutant_failure_counted_as_ack && !mutant_dot_repeated && !mutant_context_ignored && !mutant_merge_overwrites && !mutant_blind_write_covers && !mutant_tombstone_dropped && !mutant_late_stamp_accepted && !mutant_wiped_disk_votes && !mutant_apply_reads_clock
+//go:build !mutant_no_sync && !mutant_send_before_persist && !mutant_vote_not_persisted && !mutant_leader_counts_itself && !mutant_local_read_as_strong && !mutant_read_without_quorum && !mutant_repeated_request_served && !mutant_quorum_counted_early && !mutant_own_copy_ignored && !mutant_failure_counted_as_ack && !mutant_dot_repeated && !mutant_context_ignored && !mutant_merge_overwrites && !mutant_blind_write_covers && !mutant_tombstone_dropped && !mutant_late_stamp_accepted && !mutant_wiped_disk_votes && !mutant_apply_reads_clock && !mutant_snapshot_not_atomic && !mutant_truncated_too_early
 
 package mutant
 

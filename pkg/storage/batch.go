@@ -220,6 +220,17 @@ func (b *Batch) DeleteEntriesThrough(g kv.GroupID, index uint64) {
 	b.removeRange(b.key, b.head)
 }
 
+// TruncateLog records that the group's log begins behind the position, and removes the entries after from, where it
+// began before, up to the position. Unlike DeleteEntriesThrough it names a range that no earlier truncation covers, so
+// that Pebble need not keep many over one another.
+func (b *Batch) TruncateLog(g kv.GroupID, from uint64, through causal.Position) {
+	invariant.Check(from < through.Index, "group %d: truncated from %d to %d", g, from, through.Index)
+	b.SetTruncated(g, through)
+	b.key = appendEntryKey(b.key[:0], g, from+1)
+	b.head = appendEntryKey(b.head[:0], g, through.Index+1)
+	b.removeRange(b.key, b.head)
+}
+
 // SetDedup keeps the reply of an operation that the group's state machine has applied.
 func (b *Batch) SetDedup(g kv.GroupID, opID, reply []byte) {
 	b.key = appendDedupKey(b.key[:0], g, opID)

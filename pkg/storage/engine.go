@@ -28,6 +28,11 @@ type Engine struct {
 	batches sync.Pool // *Batch
 	keys    sync.Pool // *keyBuffer
 
+	// options are Pebble's, with its defaults, for tables that this package builds itself.
+	options  *pebble.Options
+	stages   stages
+	installs installCounts
+
 	closed   atomic.Bool
 	pressure pressureGauge
 	nudging  sync.WaitGroup
@@ -89,6 +94,9 @@ func lockDir(dir string, fs FS) (*pebble.Lock, error) {
 }
 
 func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, error) {
+	if err := clearStages(dir, deps.FS); err != nil {
+		return nil, err
+	}
 	st := newStats()
 	h := newHealth(deps.Logger, st, deps.OnFatal)
 	opts := cfg.options()
@@ -112,6 +120,8 @@ func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, 
 		return nil, openError(dir, err)
 	}
 	e := &Engine{dir: dir, cfg: cfg, fs: deps.FS, db: db, lock: lock, health: h, stats: st, settle: settlerOf(deps.FS)}
+	e.options = cfg.options()
+	e.options.EnsureDefaults()
 	e.pressure.since = time.Now()
 	e.batches.New = func() any { return new(Batch) }
 	e.keys.New = func() any { return new(keyBuffer) }

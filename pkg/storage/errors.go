@@ -20,6 +20,10 @@ var (
 	ErrClosed = errors.New("storage: closed")
 	// ErrTruncated is returned by Log.Entries when entries asked for lie at or below the truncated position.
 	ErrTruncated = errors.New("storage: log entries are truncated")
+	// ErrNotFound is returned for a snapshot of a group that has no rows.
+	ErrNotFound = errors.New("storage: not found")
+	// ErrSnapshotLost is returned by a snapshot of a group whose rows have been replaced since it was taken.
+	ErrSnapshotLost = errors.New("storage: the group's rows were replaced while a snapshot was read")
 	// ErrBatchTooLarge is returned when a batch above batchBytesMax is applied. Nothing of it was written.
 	ErrBatchTooLarge = errors.New("storage: batch too large")
 )

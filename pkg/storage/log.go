@@ -181,13 +181,22 @@ func (l Log) Groups() (groups []kv.GroupID, err error) {
 	return groups, err
 }
 
-// Bytes returns the size of the group's log entries as encoded. It reads the whole log, so that callers ask once, when
-// a group is opened, and keep count from there.
-func (l Log) Bytes(g kv.GroupID) (size uint64, err error) {
+// Sizes calls fn with the size of each entry of the group's log as encoded, in order. It reads the whole log, so that
+// callers ask once, when a group is opened, and keep count from there.
+func (l Log) Sizes(g kv.GroupID, fn func(index, bytes uint64)) error {
 	lower := appendGroupRow(nil, g, groupEntry)
-	err = l.e.scan(lower, appendPrefixEnd(nil, lower), lower, func(key, row []byte) (bool, error) {
-		size += uint64(len(key) + len(row))
+	return l.e.scan(lower, appendPrefixEnd(nil, lower), lower, func(key, row []byte) (bool, error) {
+		index, ok := indexOfEntryKey(key)
+		if !ok {
+			return false, corruptRow(key, "is no log entry's key")
+		}
+		fn(index, uint64(len(key)+len(row)))
 		return true, nil
 	})
+}
+
+// Bytes returns the size of the group's log entries as encoded. It reads the whole log.
+func (l Log) Bytes(g kv.GroupID) (size uint64, err error) {
+	err = l.Sizes(g, func(_, bytes uint64) { size += bytes })
 	return size, err
 }

@@ -169,11 +169,10 @@ func TestGroupsAreThoseWithAnyRow(t *testing.T) {
 	require.Equal(t, []kv.GroupID{0, 3, 255, 70000, math.MaxUint32}, groups)
 }
 
-func TestBytesGrowAndShrinkWithTheLog(t *testing.T) {
+func TestSizesGrowAndShrinkWithTheLog(t *testing.T) {
 	e := openMem(t)
-	size := func() uint64 {
-		n, err := e.Log().Bytes(1)
-		require.NoError(t, err)
+	size := func() (n uint64) {
+		require.NoError(t, e.Log().Sizes(1, func(_, bytes uint64) { n += bytes }))
 		return n
 	}
 	require.Zero(t, size())

@@ -39,16 +39,25 @@ func sealRow(row []byte, format byte, key, head, tail []byte) {
 	binary.BigEndian.PutUint32(row[n:], rowChecksum(key, row[:n]))
 }
 
-// openRow checks a row and returns its payload, which aliases row.
-func openRow(row []byte, format byte, key []byte) ([]byte, error) {
+// verifyRow checks a row of any format against its checksum.
+func verifyRow(row, key []byte) error {
 	if len(row) < rowBytesMin {
-		return nil, corruptRow(key, "has %d bytes, fewer than a format byte and a checksum", len(row))
+		return corruptRow(key, "has %d bytes, fewer than a format byte and a checksum", len(row))
 	}
 	body := row[:len(row)-checksumBytes]
 	want := binary.BigEndian.Uint32(row[len(body):])
 	if got := rowChecksum(key, body); got != want {
-		return nil, corruptRow(key, "has checksum %08x where its content has %08x", want, got)
+		return corruptRow(key, "has checksum %08x where its content has %08x", want, got)
 	}
+	return nil
+}
+
+// openRow checks a row and returns its payload, which aliases row.
+func openRow(row []byte, format byte, key []byte) ([]byte, error) {
+	if err := verifyRow(row, key); err != nil {
+		return nil, err
+	}
+	body := row[:len(row)-checksumBytes]
 	// The checksum goes first: a damaged format byte is damage, not a version that somebody else knows.
 	if body[0] != format {
 		return nil, corruptRow(key, "has format %d where %d is known", body[0], format)
