@@ -59,7 +59,7 @@ func TestAClusterUnderKillAndPartitionIsFoundValid(t *testing.T) {
 	require.True(t, r.Valid)
 	require.Empty(t, r.Anomalies)
 	require.Greater(t, r.Operations, 300)
-	require.GreaterOrEqual(t, r.Faults, 2)
+	require.Positive(t, r.Faults)
 	require.Len(t, r.Timeline, r.Faults)
 	require.Positive(t, r.ByFault[live.Kill])
 	require.Positive(t, r.LeaderChanges)
