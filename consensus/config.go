@@ -75,6 +75,11 @@ type Config struct {
 	// 3 and 300.
 	CampaignTicks    int
 	CampaignTicksMax int
+
+	// BalanceTicks is how often this node hands one group that it leads back to the group's preferred voter, and
+	// BalanceCooldownTicks for how long it leads a group at the least before. Defaults 50 (5 s) and 300 (30 s).
+	BalanceTicks         int
+	BalanceCooldownTicks int
 }
 
 // DefaultConfig returns the defaults.
@@ -106,6 +111,8 @@ func DefaultConfig() Config {
 		SyncsMax:               256,
 		CampaignTicks:          3,
 		CampaignTicksMax:       300,
+		BalanceTicks:           50,
+		BalanceCooldownTicks:   300,
 	}
 }
 
@@ -139,6 +146,8 @@ func (c Config) Validate() error {
 	positive("batch bytes", float64(c.BatchBytesMax))
 	positive("syncs", float64(c.SyncsMax))
 	positive("campaign ticks", float64(c.CampaignTicks))
+	positive("balance ticks", float64(c.BalanceTicks))
+	positive("balance cooldown", float64(c.BalanceCooldownTicks))
 	if c.ElectionTicks <= c.HeartbeatTicks {
 		errs = append(errs, fmt.Errorf("consensus: election ticks (%d) must exceed heartbeat ticks (%d)",
 			c.ElectionTicks, c.HeartbeatTicks))

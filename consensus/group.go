@@ -31,6 +31,8 @@ type group struct {
 	term   uint64
 	state  raft.StateType
 	leader kv.NodeID
+	// ledSince is the tick at which this node became the group's leader.
+	ledSince uint64
 	// transferring is true while Raft hands the leadership over and drops proposals.
 	transferring bool
 

@@ -236,6 +236,7 @@ func (l *loop) stepMessages() {
 // tick advances every group's logical clock by one.
 func (l *loop) tick() {
 	l.ticks++
+	l.balance()
 	for _, g := range l.order {
 		if g.stopped != nil {
 			continue

@@ -31,6 +31,7 @@ type metrics struct {
 	stopped       prometheus.Gauge
 	leaderChanges prometheus.Counter
 	elections     prometheus.Counter
+	balanced      prometheus.Counter
 	proposals     *prometheus.CounterVec
 	barriers      *prometheus.CounterVec
 	refused       *prometheus.CounterVec
@@ -79,6 +80,7 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 		leaders:       gauge("leaders", "Groups that this node leads."),
 		stopped:       gauge("groups_stopped", "Replicas that stopped at an entry or a row they cannot read."),
 		leaderChanges: counter("leader_changes_total", "Changes of a group's leader seen by this node."),
+		balanced:      counter("leaders_returned_total", "Groups that this node handed back to their preferred voter."),
 		elections:     counter("elections_total", "Elections that this node started."),
 		proposals:     counters("proposals_total", "Proposals of this node by how they ended.", "result"),
 		barriers:      counters("barriers_total", "Read barriers by how they ended.", "result"),

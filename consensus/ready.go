@@ -174,6 +174,9 @@ func (l *loop) accepted(g *group, st raft.SoftState) {
 	}
 	led := g.leads()
 	g.state = st.RaftState
+	if !led && g.leads() {
+		g.ledSince = l.ticks
+	}
 	l.setLeader(g, kv.NodeID(st.Lead), led && !g.leads())
 }
 
