@@ -41,6 +41,8 @@ const (
 	FaultPause Fault = "pause"
 	// FaultDisk fails the next write or sync of one node's log, which must end the node; it starts again from its disk.
 	FaultDisk Fault = "disk"
+	// FaultSlowDisk makes the log of one node take long to become durable.
+	FaultSlowDisk Fault = "slow-disk"
 	// FaultWipe ends one node and empties its disk. It comes back and must refuse to serve, so that it is gone for good:
 	// only a plan that permits it has it.
 	FaultWipe Fault = "wipe"
@@ -50,7 +52,7 @@ const (
 func Faults() []Fault {
 	return []Fault{
 		FaultCut, FaultHalves, FaultRing, FaultBridge, FaultOneWay, FaultFlapping, FaultKill, FaultPower, FaultBlackout,
-		FaultNoise, FaultSlow, FaultSkew, FaultPause, FaultDisk,
+		FaultNoise, FaultSlow, FaultSkew, FaultPause, FaultDisk, FaultSlowDisk,
 	}
 }
 

@@ -158,6 +158,8 @@ func (n *nemesis) begin(ctx context.Context, s *Step) error {
 		return n.power(ctx, s, -1, all)
 	case FaultSkew:
 		c.SetSkew(s.Nodes[0], s.Skew)
+	case FaultSlowDisk:
+		c.SetSyncDelay(s.Nodes[0], s.Delay)
 	case FaultPause:
 		c.Pause(s.Nodes[0], s.For)
 	case FaultDisk:
@@ -190,6 +192,8 @@ func (n *nemesis) end(ctx context.Context, s *Step) error {
 	switch s.Fault {
 	case FaultSkew:
 		c.SetSkew(s.Nodes[0], 0)
+	case FaultSlowDisk:
+		c.SetSyncDelay(s.Nodes[0], syncDelay)
 	case FaultDisk:
 		failed, err := c.diskFailed(s.Nodes[0], s.Survives)
 		if err != nil || !failed {

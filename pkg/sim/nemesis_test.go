@@ -294,3 +294,18 @@ func TestReplicasThatDifferAreNotConverged(t *testing.T) {
 		c.Heal()
 	})
 }
+
+func TestWritesOnASlowDiskTakeTheirTime(t *testing.T) {
+	const delay = 250 * time.Millisecond
+	var took time.Duration
+	try(t, 3, Step{Fault: FaultSlowDisk, Nodes: []int{1}, Delay: delay}, func(ctx context.Context, c *Cluster) {
+		start := time.Now()
+		// The coordinator's own copy has to be durable, however quick the others are.
+		_, err := put(ctx, c, 1, kv.LevelEventual, "slowly", "1")
+		require.NoError(t, err)
+		took = time.Since(start)
+	}, func(_ context.Context, tr trial) {
+		require.GreaterOrEqual(t, took, delay)
+		tr.requireReplaced(t)
+	})
+}

@@ -15,8 +15,10 @@ const (
 	skewMax            = 10 * time.Minute
 	flapMin, flapMax   = 100 * time.Millisecond, 800 * time.Millisecond
 	slowMin, slowMax   = 50 * time.Millisecond, 400 * time.Millisecond
-	noiseDelayMax      = 400 * time.Millisecond
-	noisePercentMax    = 10
+	// A disk much slower than that makes the other replicas take its leaders away, which a cut does too.
+	slowDiskMin, slowDiskMax = 5 * time.Millisecond, 300 * time.Millisecond
+	noiseDelayMax            = 400 * time.Millisecond
+	noisePercentMax          = 10
 	// trapEventsMax bounds how many acknowledgements pass by before a power cut that waits for one.
 	trapEventsMax = 50
 	// ringNodesMin is how many nodes a majority ring needs: of fewer, two would see the same majority.
@@ -52,7 +54,7 @@ type Step struct {
 	Survives int
 	// Events, if positive, lets a power cut wait for that many acknowledgements, so that it follows one.
 	Events int
-	// Loss and Duplicate are percentages, Delay is the longest of a message.
+	// Loss and Duplicate are percentages, Delay is the longest of a message, or that of a sync.
 	Loss, Duplicate int
 	Delay           time.Duration
 	Skew            time.Duration
@@ -74,7 +76,7 @@ func (s Step) String() string {
 		fmt.Fprintf(&b, " survives=%d%%", s.Survives)
 	case FaultNoise:
 		fmt.Fprintf(&b, " loss=%d%% duplicate=%d%% delay=%s", s.Loss, s.Duplicate, s.Delay.Round(time.Millisecond))
-	case FaultSlow:
+	case FaultSlow, FaultSlowDisk:
 		fmt.Fprintf(&b, " delay=%s", s.Delay.Round(time.Millisecond))
 	case FaultSkew:
 		fmt.Fprintf(&b, " skew=%s", s.Skew.Round(time.Millisecond))
@@ -178,7 +180,7 @@ func compatible(a, b Fault) bool { return a != b && (!a.stops() || !b.stops()) }
 func (d *drawing) fill(s *Step) {
 	order := d.r.Perm(d.Nodes)
 	switch s.Fault {
-	case FaultCut, FaultPause, FaultSkew:
+	case FaultCut, FaultPause, FaultSkew, FaultSlowDisk:
 		s.Nodes = order[:1]
 	case FaultHalves:
 		s.Nodes = order[:d.Nodes/2]
@@ -209,6 +211,8 @@ func (d *drawing) fill(s *Step) {
 		s.Delay = between(d.r, noiseDelayMax/20, noiseDelayMax)
 	case FaultSlow:
 		s.Delay = between(d.r, slowMin, slowMax)
+	case FaultSlowDisk:
+		s.Delay = between(d.r, slowDiskMin, slowDiskMax)
 	case FaultSkew:
 		ahead := skewMax
 		if d.AheadMax > 0 {
