@@ -3,7 +3,6 @@ package storage
 import (
 	"fmt"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,7 +25,7 @@ const (
 	// DiskError refuses every write and sync of the write-ahead log with EIO. The first of them stops the engine.
 	DiskError DiskMode = "error"
 	// DiskSlow makes every sync take DiskFault.Delay longer. Not for a synctest bubble, which hangs when a goroutine
-	// sleeps in it while others wait for a mutex: Pebble may hold one across a sync. Yields is there for that.
+	// sleeps in it while others wait for a mutex: Pebble may hold one across a sync. A simulator has a Settler for that.
 	DiskSlow DiskMode = "slow"
 	// DiskVolatile keeps what is written and not synced in the memory of this process, so that SIGKILL loses it as a
 	// power cut would. What changes a directory (create, rename, remove) goes to the disk at once: it is taken as
@@ -42,9 +41,6 @@ type DiskFault struct {
 	Mode DiskMode
 	// Delay is what each sync takes longer. Only with DiskSlow, which needs it; up to a minute.
 	Delay time.Duration
-	// Yields is how often each sync lets other goroutines run before it begins. It opens the window between a write and
-	// its durability without sleeping, and goes with every mode.
-	Yields int
 }
 
 // Validate reports what is wrong with the fault.
@@ -59,8 +55,6 @@ func (d DiskFault) Validate() error {
 		return fmt.Errorf("a slow disk needs a delay of up to %v, not %v", diskDelayMax, d.Delay)
 	case d.Mode != DiskSlow && d.Delay != 0:
 		return fmt.Errorf("only a slow disk has a delay")
-	case d.Yields < 0:
-		return fmt.Errorf("a sync cannot yield %d times", d.Yields)
 	}
 	return nil
 }
@@ -71,7 +65,6 @@ type FaultStats struct {
 	Low      uint64 // times that the disk said it has no space available, full or low
 	Error    uint64 // writes and syncs of the log that failed
 	Slow     uint64 // syncs that were slowed down
-	Yield    uint64 // syncs that let others run first
 	Volatile uint64 // writes that were kept in memory
 }
 
@@ -82,7 +75,7 @@ type FaultFS struct {
 	FS
 	state atomic.Pointer[faultState]
 
-	full, low, errors, slow, yield, volatile atomic.Uint64
+	full, low, errors, slow, volatile atomic.Uint64
 	// held counts the bytes that are kept in memory, of all files.
 	held atomic.Int64
 	// orphans counts the files that were closed while bytes of them are kept in memory.
@@ -127,7 +120,7 @@ func (f *FaultFS) Fault() DiskFault { return f.state.Load().DiskFault }
 func (f *FaultFS) Stats() FaultStats {
 	return FaultStats{
 		Full: f.full.Load(), Low: f.low.Load(), Error: f.errors.Load(),
-		Slow: f.slow.Load(), Yield: f.yield.Load(), Volatile: f.volatile.Load(),
+		Slow: f.slow.Load(), Volatile: f.volatile.Load(),
 	}
 }
 
@@ -189,12 +182,6 @@ func (f *FaultFS) refuseFull() error {
 // linger takes the time that the fault in force adds to a sync. It holds no lock.
 func (f *FaultFS) linger() {
 	s := f.state.Load()
-	if s.Yields > 0 {
-		f.yield.Add(1)
-		for range s.Yields {
-			runtime.Gosched()
-		}
-	}
 	if s.Mode != DiskSlow {
 		return
 	}

@@ -24,9 +24,8 @@ func TestDiskFaultsThatMeanNothingAreRefused(t *testing.T) {
 		{Mode: DiskFull},
 		{Mode: DiskLow},
 		{Mode: DiskError},
-		{Mode: DiskVolatile, Yields: 3},
+		{Mode: DiskVolatile},
 		{Mode: DiskSlow, Delay: time.Millisecond},
-		{Yields: 1},
 	} {
 		require.NoError(t, d.Validate(), "%+v", d)
 	}
@@ -37,7 +36,6 @@ func TestDiskFaultsThatMeanNothingAreRefused(t *testing.T) {
 		{Mode: DiskSlow, Delay: time.Hour},
 		{Mode: DiskFull, Delay: time.Second},
 		{Delay: time.Second},
-		{Yields: -1},
 	} {
 		require.Error(t, d.Validate(), "%+v", d)
 	}
@@ -154,19 +152,10 @@ func TestSlowDiskMakesSyncsWaitUntilItIsCleared(t *testing.T) {
 	within(t, "a sync of a disk that is fast again", func() { write(t, e, func(b *Batch) { fillWork(b, 2, 100) }) })
 }
 
-func TestYieldingSyncsLetOthersRun(t *testing.T) {
-	fs := NewFaultFS(NewMemFS())
-	e := open(t, "data", Deps{FS: fs})
-	fs.Set(DiskFault{Yields: 10})
-	write(t, e, func(b *Batch) { fillWork(b, 1, 100) })
-	require.Positive(t, fs.Stats().Yield)
-	require.Zero(t, fs.Stats().Slow)
-}
-
 // TestEveryModeKeepsThePrefixThroughAPowerCut changes faults at random while batches are written over a disk that
 // forgets what was not synced.
 func TestEveryModeKeepsThePrefixThroughAPowerCut(t *testing.T) {
-	faults := []DiskFault{{}, {Mode: DiskVolatile}, {Mode: DiskLow}, {Mode: DiskVolatile, Yields: 5}, {Yields: 20}}
+	faults := []DiskFault{{}, {Mode: DiskVolatile}, {Mode: DiskLow}}
 	for seed := range seeds(3) {
 		rng := rand.New(rand.NewPCG(uint64(seed), 7))
 		base := NewCrashableMemFS()
