@@ -176,6 +176,7 @@ func TestSlowLinkDelaysWhatCrossesIt(t *testing.T) {
 	}, func(ctx context.Context, tr trial) {
 		require.GreaterOrEqual(t, slow, delay/2)
 		require.Less(t, other, delay/2, "only one direction is slow")
+		time.Sleep(delay) // what was sent before is still under way, and holds up what follows it
 		healthy, err := putAtAll(ctx, tr.c, 0)
 		require.NoError(t, err)
 		require.Less(t, healthy, delay/2)
