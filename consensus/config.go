@@ -60,6 +60,30 @@ type Config struct {
 	// behind is served from storage.
 	WindowBytes int
 
+	// LogTailBytes is how much of each group's log is kept although no replica needs it. Default 2 MiB. A log is truncated
+	// when it has twice as much. A follower that was away for less needs no snapshot.
+	LogTailBytes uint64
+	// LogBytesMax is the size of a group's log from which on a leader no longer keeps entries for followers that lag.
+	// Default 64 MiB. They will need a snapshot.
+	LogBytesMax uint64
+	// LogHoldTicks is for how long a leader keeps entries, up to LogBytesMax, for a follower that it does not hear of.
+	// Default 600, a minute.
+	LogHoldTicks int
+	// SnapshotSendsMax bounds the snapshots that are sent at a time, over all groups, and SnapshotFetchesMax those that
+	// are fetched. Defaults 2 and 2. Each costs both nodes a disk's attention, and the sender the space of what is
+	// overwritten meanwhile.
+	SnapshotSendsMax   int
+	SnapshotFetchesMax int
+	// SnapshotChunkBytes is how much of a snapshot one request returns, up to a row more. Default 1 MiB.
+	SnapshotChunkBytes int
+	// SnapshotBytesPerSecond bounds what this node sends of snapshots. Default 64 MiB. Lower it where snapshots disturb
+	// other traffic; a replica that stays behind is what that costs.
+	SnapshotBytesPerSecond int64
+	// SnapshotIdle is after how long without a sign of it a snapshot under way is given up. Default 10 s.
+	SnapshotIdle time.Duration
+	// SnapshotPullTimeout bounds one request for a part of a snapshot. Default 5 s.
+	SnapshotPullTimeout time.Duration
+
 	// FillsMax and FillBytesMax bound the eventual lane's writes that wait for the loop, in number, and that are being
 	// synced, in bytes. Defaults 16384 and 64 MiB. Beyond them Commit refuses.
 	FillsMax     int
@@ -105,6 +129,15 @@ func DefaultConfig() Config {
 		InboxBytesMax:          64 << 20,
 		FrameBytesMax:          1 << 20,
 		WindowBytes:            2 << 20,
+		LogTailBytes:           2 << 20,
+		LogBytesMax:            64 << 20,
+		LogHoldTicks:           600,
+		SnapshotSendsMax:       2,
+		SnapshotFetchesMax:     2,
+		SnapshotChunkBytes:     1 << 20,
+		SnapshotBytesPerSecond: 64 << 20,
+		SnapshotIdle:           10 * time.Second,
+		SnapshotPullTimeout:    5 * time.Second,
 		FillsMax:               16384,
 		FillBytesMax:           64 << 20,
 		BatchBytesMax:          4 << 20,
@@ -115,6 +148,9 @@ func DefaultConfig() Config {
 		BalanceCooldownTicks:   300,
 	}
 }
+
+// sizeGrain is how exactly the size of a log is known.
+func (c Config) sizeGrain() uint64 { return max(c.LogTailBytes/64, 1) }
 
 // Validate reports the values that make no sense.
 func (c Config) Validate() error {
@@ -141,6 +177,14 @@ func (c Config) Validate() error {
 	positive("inbox bytes", float64(c.InboxBytesMax))
 	positive("frame bytes", float64(c.FrameBytesMax))
 	positive("window bytes", float64(c.WindowBytes))
+	positive("log tail bytes", float64(c.LogTailBytes))
+	positive("log hold ticks", float64(c.LogHoldTicks))
+	positive("snapshots sent", float64(c.SnapshotSendsMax))
+	positive("snapshots fetched", float64(c.SnapshotFetchesMax))
+	positive("snapshot chunk bytes", float64(c.SnapshotChunkBytes))
+	positive("snapshot bytes a second", float64(c.SnapshotBytesPerSecond))
+	positive("snapshot idle time", float64(c.SnapshotIdle))
+	positive("snapshot pull timeout", float64(c.SnapshotPullTimeout))
 	positive("fills", float64(c.FillsMax))
 	positive("fill bytes", float64(c.FillBytesMax))
 	positive("batch bytes", float64(c.BatchBytesMax))
@@ -155,6 +199,9 @@ func (c Config) Validate() error {
 	if c.InflightBytesMax < c.AppendBytesMax {
 		errs = append(errs, fmt.Errorf("consensus: inflight bytes (%d) must hold an append message (%d)",
 			c.InflightBytesMax, c.AppendBytesMax))
+	}
+	if c.LogBytesMax < 2*c.LogTailBytes {
+		errs = append(errs, fmt.Errorf("consensus: log bytes (%d) must hold the tail twice (%d)", c.LogBytesMax, c.LogTailBytes))
 	}
 	if c.NodePendingBytesMax < c.GroupPendingBytesMax {
 		errs = append(errs, fmt.Errorf("consensus: pending bytes of the node (%d) must not be below those of a group (%d)",

@@ -193,7 +193,7 @@ func TestCommitIndexOnDiskNeverFallsBehindApplied(t *testing.T) {
 				applied, _, err := e.Log().Applied(1)
 				require.NoError(t, err)
 				require.GreaterOrEqual(t, hard.Commit, applied.Index)
-				_, err = openLog(1, e.Log(), 1<<20)
+				_, err = openLog(1, e.Log(), 1<<20, 1<<10)
 				require.NoError(t, err)
 				require.NoError(t, e.Close())
 			}

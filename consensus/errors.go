@@ -19,6 +19,9 @@ var (
 	ErrBadFrame = errors.New("bad raft frame")
 	// ErrOverwritten says that another leader's entry took the place of the proposal's.
 	ErrOverwritten = errors.New("another leader's entry took this one's place")
+	// ErrSuperseded says that a snapshot took the place of the log in which the proposal's entry was. What became of it is
+	// not known here.
+	ErrSuperseded = errors.New("a snapshot took the place of the entry")
 )
 
 // ErrNotLeader says that this node does not lead the group, and who does as far as it knows.

@@ -3,6 +3,7 @@ package consensus
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -47,6 +48,20 @@ type group struct {
 	// ready is what the present iteration has to persist and apply.
 	ready groupReady
 
+	// plan is a truncation of the log that waits for its time, and peers is what a leader knows of the others for it.
+	plan  *truncation
+	peers map[kv.NodeID]follower
+	// sends are the snapshots on their way to followers; after a failure there is none before the tick sendAfter.
+	sends     map[kv.NodeID]send
+	sendAfter uint64
+	// offer is a snapshot that the leader offers, install one that is being installed, and resumed what is left to do after
+	// that. At most one of them is set.
+	offer   *offer
+	install *installing
+	resumed *groupReady
+	// sent and received count snapshots.
+	sent, received uint64
+
 	// eager is true while this node, as the group's preferred voter, campaigns without waiting for timeouts.
 	eager      bool
 	eagerSince uint64
@@ -75,7 +90,7 @@ func (s *Store) openGroup(id kv.GroupID) (g *group, err error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := openLog(id, s.deps.Engine.Log(), s.cfg.WindowBytes)
+	log, err := openLog(id, s.deps.Engine.Log(), s.cfg.WindowBytes, s.cfg.sizeGrain())
 	if err != nil {
 		return nil, fmt.Errorf("consensus: open group %d: %w", id, err)
 	}
@@ -194,7 +209,8 @@ func (g *group) stateName() string {
 func (g *group) publish() {
 	st := GroupStatus{
 		Group: g.id, State: g.stateName(), Leader: g.leader, Term: g.term, Commit: g.log.hard.Commit,
-		Applied: g.applied.Index, LastIndex: g.log.last.Index, Voters: g.voters,
+		Applied: g.applied.Index, FirstIndex: g.log.truncated.Index + 1, LastIndex: g.log.last.Index, Voters: g.voters,
+		LogBytes: g.log.size.bytes(), SnapshotsSent: g.sent, SnapshotsReceived: g.received,
 	}
 	g.view.publish(st, g.log.last)
 }
@@ -216,7 +232,7 @@ func (g *group) setConf(cs *pb.ConfState) {
 }
 
 // acceptable reports whether a message is one that this version's groups send to each other, from who it says it is
-// from. Local messages, proposals and snapshots are not among them.
+// from. Local messages and proposals are not among them.
 func acceptable(m *pb.Message, from, to kv.NodeID) bool {
 	if m.GetFrom() != uint64(from) || m.GetTo() != uint64(to) || from == kv.NoNode || uint64(from) >= math.MaxUint64-1 {
 		return false
@@ -227,9 +243,20 @@ func acceptable(m *pb.Message, from, to kv.NodeID) bool {
 	case pb.MsgAppResp, pb.MsgVote, pb.MsgVoteResp, pb.MsgPreVote, pb.MsgPreVoteResp,
 		pb.MsgHeartbeat, pb.MsgHeartbeatResp, pb.MsgTimeoutNow:
 		return m.GetTerm() != 0
+	case pb.MsgSnap:
+		return offersSnapshot(m, to)
 	default:
 		return false
 	}
+}
+
+// offersSnapshot reports whether a MsgSnap names a snapshot of a configuration that this node is in.
+func offersSnapshot(m *pb.Message, to kv.NodeID) bool {
+	meta := m.GetSnapshot().GetMetadata()
+	conf := meta.GetConfState()
+	in := func(ids []uint64) bool { return slices.Contains(ids, uint64(to)) }
+	return meta.GetIndex() > 0 && meta.GetTerm() > 0 && m.GetTerm() >= meta.GetTerm() &&
+		(in(conf.GetVoters()) || in(conf.GetLearners()) || in(conf.GetVotersOutgoing()))
 }
 
 // contiguous reports whether the entries of an append follow its position and one another, which Raft relies on.

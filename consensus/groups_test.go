@@ -268,7 +268,7 @@ func TestOnLeaderTellsEveryChange(t *testing.T) {
 		require.NoError(t, err)
 		var told []kv.NodeID
 		s, err := New(DefaultConfig(), Deps{
-			Self: 1, Engine: engine, Clock: clock, Sender: sender{net: c.net, from: 1, fenced: c.nodes[1].fenced},
+			Self: 1, Engine: engine, Clock: clock, Sender: sender{net: c.net, from: 1, fenced: c.nodes[1].fenced}, Puller: puller{},
 			OnLeader: func(g kv.GroupID, leader kv.NodeID) { told = append(told, leader) },
 		})
 		require.NoError(t, err)

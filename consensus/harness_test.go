@@ -28,6 +28,8 @@ type cluster struct {
 	nodes map[kv.NodeID]*node
 	net   *network
 	meta  bool
+	// onPull is called with each pull before it is made; nil for nothing.
+	onPull func(from, to kv.NodeID, request []byte)
 
 	// mu guards cancels: what ends with the cluster.
 	mu      sync.Mutex
@@ -51,6 +53,8 @@ type node struct {
 	up bool
 	// fenced is set before the power is cut: what the node says from then on, nobody hears.
 	fenced *atomic.Bool
+	// serving counts the pulls that peers make; none begins once up is false.
+	serving sync.WaitGroup
 }
 
 func newCluster(t testing.TB, size int, delay time.Duration) *cluster {
@@ -101,6 +105,7 @@ func (c *cluster) tryStart(n *node) error {
 	deps := Deps{
 		Self: n.id, Engine: n.engine, Clock: clock,
 		Sender: sender{net: c.net, from: n.id, fenced: n.fenced},
+		Puller: puller{c: c, from: n.id, fenced: n.fenced},
 	}
 	if c.meta {
 		n.meta = &listMachine{}
@@ -131,8 +136,11 @@ func (c *cluster) stop(id kv.NodeID) error {
 	n.cancel()
 	err := <-n.done
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.up = false
+	n.mu.Unlock()
+	n.serving.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	require.NoError(c.t, n.engine.Close())
 	return err
 }
@@ -303,6 +311,15 @@ type listMachine struct {
 	mu       sync.Mutex
 	commands []string
 	fail     error
+	restored int
+}
+
+// Restored implements Restorer.
+func (m *listMachine) Restored() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.restored++
+	return nil
 }
 
 func (m *listMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {

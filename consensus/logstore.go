@@ -5,6 +5,7 @@ import (
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
@@ -27,6 +28,10 @@ type logStore struct {
 	conf *pb.ConfState
 	// applied is the position that the group's machine had reached when the log was opened.
 	applied causal.Position
+	// state returns the position that it has reached, and the configuration there; nil refuses to. It is what a snapshot
+	// would hold.
+	state func() (causal.Position, *pb.ConfState)
+	size  logSize
 	// truncated is the position before the first entry; last is the newest entry, or truncated when there is none.
 	truncated, last causal.Position
 
@@ -37,8 +42,8 @@ type logStore struct {
 var _ raft.Storage = (*logStore)(nil)
 
 // openLog reads a group's state and checks that its rows fit together, because Raft would panic where they do not.
-func openLog(g kv.GroupID, log storage.Log, windowBytes int) (*logStore, error) {
-	s := &logStore{group: g, log: log, win: window{bytesMax: windowBytes}}
+func openLog(g kv.GroupID, log storage.Log, windowBytes int, sizeGrain uint64) (*logStore, error) {
+	s := &logStore{group: g, log: log, win: window{bytesMax: windowBytes}, size: logSize{grain: sizeGrain}}
 	hard, hasHard, err := log.HardState(g)
 	if err != nil {
 		return nil, err
@@ -70,6 +75,9 @@ func openLog(g kv.GroupID, log storage.Log, windowBytes int) (*logStore, error) 
 	if hard.Commit < applied.Index || hard.Commit > last.Index || applied.Index < truncated.Index {
 		return nil, s.corrupt("truncated %d <= applied %d <= commit %d <= last %d does not hold",
 			truncated.Index, applied.Index, hard.Commit, last.Index)
+	}
+	if err := log.Sizes(g, s.size.add); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -138,10 +146,24 @@ func (s *logStore) Entries(lo, hi, maxBytes uint64) ([]*pb.Entry, error) {
 	return entriesFromRows(rows), nil
 }
 
-// Snapshot implements raft.Storage. Logs are not truncated, so no follower needs a snapshot except a replica that
-// joined after the group was created.
+// Snapshot implements raft.Storage. It returns metadata only: the follower that gets it comes for the data, and gets
+// them as of the moment at which it comes.
 func (s *logStore) Snapshot() (*pb.Snapshot, error) {
-	return nil, raft.ErrSnapshotTemporarilyUnavailable
+	if s.state == nil {
+		return nil, raft.ErrSnapshotTemporarilyUnavailable
+	}
+	pos, conf := s.state()
+	if conf == nil {
+		return nil, raft.ErrSnapshotTemporarilyUnavailable
+	}
+	return snapshotAt(pos, conf), nil
+}
+
+// snapshotAt makes a snapshot's metadata as Raft wants it.
+func snapshotAt(pos causal.Position, conf *pb.ConfState) *pb.Snapshot {
+	return &pb.Snapshot{Metadata: &pb.SnapshotMetadata{
+		Index: new(pos.Index), Term: new(pos.Term), ConfState: proto.Clone(conf).(*pb.ConfState),
+	}}
 }
 
 func (s *logStore) failed(err error) error {
@@ -174,8 +196,38 @@ func (s *logStore) persist(b *storage.Batch, hard *pb.HardState, entries []*pb.E
 	if end.GetIndex() < s.last.Index {
 		b.DeleteEntriesFrom(s.group, end.GetIndex()+1)
 	}
+	if first := entries[0].GetIndex(); first <= s.last.Index {
+		s.size.cutSuffix(first)
+	}
+	for _, e := range entries {
+		s.size.add(e.GetIndex(), uint64(entryBytes(e)))
+	}
 	s.last = causal.Position{Term: end.GetTerm(), Index: end.GetIndex()}
 	s.win.append(entries)
+}
+
+// holds reports whether the log has an entry of that index and term.
+func (s *logStore) holds(index, term uint64) bool {
+	if index < s.truncated.Index || index > s.last.Index {
+		return false
+	}
+	own, err := s.Term(index)
+	return err == nil && own == term
+}
+
+// truncate drops, in the batch, the entries up to the position. They must have been applied. The window keeps what it
+// has: it is bounded, and nobody asks it for them.
+func (s *logStore) truncate(b *storage.Batch, through causal.Position) {
+	b.TruncateLog(s.group, s.truncated.Index, through)
+	s.truncated = through
+	s.size.cutPrefix(through.Index)
+}
+
+// reset makes the log that of a replica in which a snapshot was installed: empty, behind the position.
+func (s *logStore) reset(pos causal.Position, hard storage.HardState, conf *pb.ConfState) {
+	s.hard, s.conf, s.truncated, s.last, s.applied = hard, conf, pos, pos, pos
+	s.win = window{bytesMax: s.win.bytesMax}
+	s.size.clear()
 }
 
 func entriesFromRows(rows []storage.LogEntry) []*pb.Entry {

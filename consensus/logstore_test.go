@@ -101,7 +101,7 @@ func TestCorruptLogIsAnErrorThatNamesTheGroup(t *testing.T) {
 			defer func() { require.NoError(t, e.Close()) }()
 			clock, err := newTestClock(e)
 			require.NoError(t, err)
-			deps := Deps{Self: 1, Engine: e, Clock: clock, Sender: sender{}}
+			deps := Deps{Self: 1, Engine: e, Clock: clock, Sender: sender{}, Puller: puller{}}
 			s, err := New(DefaultConfig(), deps)
 			require.NoError(t, err)
 			require.NoError(t, s.Bootstrap(1, []kv.NodeID{1}))

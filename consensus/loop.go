@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
 
+	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/mutant"
 )
@@ -45,6 +47,15 @@ type loop struct {
 	batches, durable uint64
 	jobs             chan<- syncJob
 
+	// planned groups have a truncation that waits for its time.
+	planned []*group
+	// offers are the groups whose snapshots wait to be fetched; fetching are being fetched, sending are under way from here.
+	offers            []*group
+	fetching, sending int
+	// background ends with the loop, and with it the fetches and installs that are running.
+	background context.Context
+	running    sync.WaitGroup
+
 	ticks uint64
 	drain *drain
 	// again asks for another iteration without waiting for mail.
@@ -69,8 +80,13 @@ func (s *Store) Run(ctx context.Context) error {
 		l.adopt(g)
 	}
 	s.opened = nil
+	background, cancel := context.WithCancel(context.Background())
+	l.background = background
 	l.run(ctx)
+	cancel()
 	left := s.inbox.close()
+	s.exports.close()
+	l.running.Wait()
 	close(jobs)
 	waiter.Wait()
 	l.end(left)
@@ -133,6 +149,7 @@ func (l *loop) adopt(g *group) {
 	l.groups[g.id] = g
 	l.order = append(l.order, g)
 	g.eagerSince = l.ticks
+	g.log.state = func() (causal.Position, *pb.ConfState) { return l.offerable(g) }
 	l.touch(g)
 	if g.eager {
 		l.check(g, g.campaign())
@@ -226,6 +243,8 @@ func (l *loop) stepMessages() {
 			l.metrics.dropped.WithLabelValues(dropUnknownGroup).Inc()
 		case g.stopped != nil:
 			l.metrics.dropped.WithLabelValues(dropStopped).Inc()
+		case in.msg.GetType() == pb.MsgSnap:
+			l.offered(g, in.msg)
 		default:
 			l.touch(g)
 			l.check(g, g.step(in.msg))
@@ -236,6 +255,7 @@ func (l *loop) stepMessages() {
 // tick advances every group's logical clock by one.
 func (l *loop) tick() {
 	l.ticks++
+	l.exports.expire(time.Now().Add(-l.cfg.SnapshotIdle))
 	l.balance()
 	for _, g := range l.order {
 		if g.stopped != nil {
@@ -248,6 +268,9 @@ func (l *loop) tick() {
 		if g.eager {
 			l.campaignEagerly(g)
 		}
+		l.checkOffer(g)
+		l.checkSends(g)
+		l.planTruncation(g)
 		if g.transferring && g.rn.BasicStatus().LeadTransferee == 0 {
 			g.transferring = false // Raft gave up on it
 		}

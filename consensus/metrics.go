@@ -26,6 +26,16 @@ const (
 	endTimeout = "timeout"
 )
 
+// Directions and results of snapshots.
+const (
+	directionSent     = "sent"
+	directionReceived = "received"
+
+	resultOK      = "ok"
+	resultFailed  = "failed"
+	resultIgnored = "ignored" // Raft had no use for it any more
+)
+
 type metrics struct {
 	leaders       prometheus.Gauge
 	stopped       prometheus.Gauge
@@ -46,6 +56,9 @@ type metrics struct {
 	framesDropped prometheus.Counter
 	acksMerged    prometheus.Counter
 	skewedEntries prometheus.Counter
+	truncations   prometheus.Counter
+	snapshots     *prometheus.CounterVec
+	snapshotBytes *prometheus.CounterVec
 }
 
 // newMetrics registers the store's metrics, unless there is no registerer.
@@ -57,8 +70,8 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 		all = append(all, c)
 		return c
 	}
-	counters := func(n, help, label string) *prometheus.CounterVec {
-		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name(n), Help: help}, []string{label})
+	counters := func(n, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name(n), Help: help}, labels)
 		all = append(all, c)
 		return c
 	}
@@ -97,6 +110,10 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 		acksMerged:    counter("acks_merged_total", "Acknowledgements left out because a later one of the same flush says more."),
 		skewedEntries: counter("skewed_entries_total", "Entries whose proposer's clock was too far ahead to be observed."),
 	}
+	m.truncations = counter("truncations_total", "Times the front of a group's log was dropped.")
+	m.snapshots = counters("snapshots_total", "Snapshots that ended, by direction and how.", "direction", "result")
+	m.snapshotBytes = counters("snapshot_bytes_total", "Bytes of snapshots' rows, by direction.", "direction")
+	reading("log_bytes", "Size of the logs of all groups.", s.logBytes)
 	reading("inbox_bytes", "Messages from peers that wait for the loop.", s.inboxBytes)
 	reading("pending_bytes", "Proposals that were not answered yet.", func() float64 { return float64(s.pendingBytes.Load()) })
 	reading("fill_bytes", "Eventual writes that are being synced.", func() float64 { return float64(s.fillBytes.Load()) })
@@ -124,4 +141,13 @@ func (s *Store) appliedLag() float64 {
 		lag = max(lag, st.Commit-min(st.Applied, st.Commit))
 	}
 	return float64(lag)
+}
+
+func (s *Store) logBytes() float64 {
+	sum := uint64(0)
+	for _, v := range s.views.all() {
+		st, _ := v.read()
+		sum += st.LogBytes
+	}
+	return float64(sum)
 }

@@ -1,6 +1,8 @@
 package consensus
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,4 +125,48 @@ func (n *network) close() {
 	}
 	n.mu.Unlock()
 	n.wg.Wait()
+}
+
+var errCut = errors.New("the network is cut")
+
+// puller carries pulls between the nodes of a cluster, over the same cuts as frames.
+type puller struct {
+	c      *cluster
+	from   kv.NodeID
+	fenced *atomic.Bool
+}
+
+func (p puller) Pull(ctx context.Context, to kv.NodeID, request []byte) ([]byte, error) {
+	if hook := p.c.onPull; hook != nil {
+		hook(p.from, to, request)
+	}
+	if !p.reaches(ctx, p.from, to) {
+		return nil, errCut
+	}
+	n := p.c.nodes[to]
+	n.mu.RLock()
+	store, fenced, up := n.store, n.fenced, n.up
+	if up {
+		n.serving.Add(1)
+	}
+	n.mu.RUnlock()
+	if !up {
+		return nil, errCut
+	}
+	defer n.serving.Done()
+	answer, err := store.ServePull(ctx, p.from, request)
+	if fenced.Load() || !p.reaches(ctx, to, p.from) {
+		return nil, errCut
+	}
+	return answer, err
+}
+
+// reaches takes as long as the network does.
+func (p puller) reaches(ctx context.Context, from, to kv.NodeID) bool {
+	if p.c.net.delay > 0 && !sleep(ctx, p.c.net.delay) {
+		return false
+	}
+	p.c.net.mu.Lock()
+	defer p.c.net.mu.Unlock()
+	return !p.fenced.Load() && !p.c.net.cut[[2]kv.NodeID{from, to}]
 }

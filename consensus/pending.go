@@ -59,6 +59,25 @@ func (p *pendings) committed(pos causal.Position) (mine *proposed, overwritten [
 	return nil, overwritten
 }
 
+// installed says that a snapshot of what is committed up to pos took the place of the log. It returns the entries of ours
+// that may be part of it, and those that can never be committed any more.
+func (p *pendings) installed(pos causal.Position) (unknown, overwritten []*proposed) {
+	var kept []*proposed
+	for _, e := range p.placed {
+		switch within := e.pos.Index <= pos.Index; {
+		case within && e.pos.Term <= pos.Term:
+			unknown = append(unknown, e)
+		case within || e.pos.Term < pos.Term:
+			// Terms never fall along a log, and pos is in it.
+			overwritten = append(overwritten, e)
+		default:
+			kept = append(kept, e)
+		}
+	}
+	p.placed = kept
+	return unknown, overwritten
+}
+
 // drain removes and returns everything. All of it was handed to Raft, so its fate is unknown.
 func (p *pendings) drain() []*proposed {
 	all := append(p.placed, p.unplaced...)

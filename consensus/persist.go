@@ -119,6 +119,7 @@ func (l *loop) persist() *storage.Batch {
 			mustSync = mustSync || g.ready.mustSync
 		}
 	}
+	l.truncate(b)
 	logBytes := b.Len()
 	dones := l.takeFills(b)
 	if !mustSync && len(dones) == 0 {

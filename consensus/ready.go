@@ -92,12 +92,19 @@ func (l *loop) takeReadies() {
 	l.readied = l.readied[:0]
 	for _, g := range dirty {
 		g.dirty = false
-		if g.stopped != nil {
+		if g.stopped != nil || g.install != nil {
+			continue
+		}
+		if g.resumed != nil {
+			l.resume(g)
 			continue
 		}
 		rd, ok, err := g.takeReady()
 		if l.check(g, err) && ok {
 			l.accept(g, rd)
+		}
+		if g.offer != nil && g.offer.stage != nil {
+			l.dropOffer(g, resultIgnored) // Raft did not want it
 		}
 	}
 	clear(dirty)
@@ -124,11 +131,18 @@ func (l *loop) accept(g *group, rd raft.Ready) {
 	for _, m := range rd.Messages {
 		switch m.GetTo() {
 		case raft.LocalAppendThread:
+			if m.GetSnapshot() != nil {
+				l.beginInstall(g, rd.HardState, m)
+				continue
+			}
 			g.ready.append, g.ready.mustSync = true, rd.MustSync
 			g.ready.hard, g.ready.entries, g.ready.responses = rd.HardState, m.GetEntries(), m.GetResponses()
 		case raft.LocalApplyThread:
 			g.ready.committed, g.ready.applied = m.GetEntries(), m.GetResponses()
 		default:
+			if m.GetType() == pb.MsgSnap {
+				l.noteSend(g, m)
+			}
 			l.outbox.add(g.id, m)
 		}
 	}
@@ -239,6 +253,9 @@ func (l *loop) flush() {
 			for _, id := range inside {
 				if g := l.groups[id]; g != nil && g.stopped == nil {
 					g.rn.ReportUnreachable(uint64(p.to))
+					if _, sent := g.sends[p.to]; sent {
+						l.failSend(g, p.to)
+					}
 				}
 			}
 		})

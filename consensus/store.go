@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,6 +43,9 @@ type Store struct {
 	ended chan struct{}
 	// bootstrapping has one slot: whoever holds the token may create groups. A channel, because it is held across I/O.
 	bootstrapping chan struct{}
+	// exports are the snapshots that peers pull, at the pace that is allowed.
+	exports exports
+	pace    pace
 	// opened are the groups found on disk, until Run takes them.
 	opened []*group
 }
@@ -52,8 +56,8 @@ func New(cfg Config, deps Deps) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if deps.Engine == nil || deps.Sender == nil || deps.Clock == nil {
-		return nil, errors.New("consensus: a store needs an engine, a sender and a clock")
+	if deps.Engine == nil || deps.Sender == nil || deps.Puller == nil || deps.Clock == nil {
+		return nil, errors.New("consensus: a store needs an engine, a sender, a puller and a clock")
 	}
 	if deps.Self == kv.NoNode || uint64(deps.Self) >= math.MaxUint64-1 {
 		return nil, fmt.Errorf("consensus: %d is no node id", deps.Self)
@@ -70,6 +74,9 @@ func New(cfg Config, deps Deps) (*Store, error) {
 	if _, err := rand.Read(s.contextPrefix[:]); err != nil {
 		return nil, fmt.Errorf("consensus: random prefix of read contexts: %w", err)
 	}
+	// A session of an earlier life must not be taken for one of this.
+	s.exports.sessions, s.exports.last = make(map[uint64]*export), binary.BigEndian.Uint64(s.contextPrefix[:])
+	s.pace.perSecond = cfg.SnapshotBytesPerSecond
 	var err error
 	if s.metrics, err = newMetrics(deps.Registerer, s); err != nil {
 		return nil, fmt.Errorf("consensus: %w", err)
@@ -229,24 +236,19 @@ func (s *Store) Status(g kv.GroupID) (GroupStatus, bool) {
 	if v == nil {
 		return GroupStatus{}, false
 	}
-	return s.statusOf(v), true
+	st, _ := v.read()
+	return st, true
 }
 
 // Groups describes all replicas on this node, in the order of their ids.
 func (s *Store) Groups() []GroupStatus {
 	var out []GroupStatus
 	for _, v := range s.views.all() {
-		out = append(out, s.statusOf(v))
+		st, _ := v.read()
+		out = append(out, st)
 	}
 	slices.SortFunc(out, func(a, b GroupStatus) int { return cmp.Compare(a.Group, b.Group) })
 	return out
-}
-
-func (s *Store) statusOf(v *view) GroupStatus {
-	st, _ := v.read()
-	// An unknown size is shown as none; whoever needs the log meets the error there.
-	st.LogBytes, _ = s.deps.Engine.Log().Bytes(v.id)
-	return st
 }
 
 // TransferLeader asks this node, if it leads the group, to hand it over to the voter. Proposals wait meanwhile.

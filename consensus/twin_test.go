@@ -190,7 +190,7 @@ func TestLogStoreAgreesWithAPlainLog(t *testing.T) {
 		require.NoError(t, e.ApplyNoSync(b))
 		b.Close()
 		open := func() *logStore {
-			s, err := openLog(g, e.Log(), rapid.IntRange(1, 400).Draw(t, "window"))
+			s, err := openLog(g, e.Log(), rapid.IntRange(1, 400).Draw(t, "window"), 100)
 			require.NoError(t, err)
 			return s
 		}

@@ -27,6 +27,13 @@ type Machine interface {
 	Apply(b *storage.Batch, e Committed) ([]any, error)
 }
 
+// Restorer is implemented by a Machine that keeps in memory what storage holds.
+type Restorer interface {
+	// Restored is called by the store loop after a snapshot took the place of the group's rows, and before anything else is
+	// applied. Its errors are those of Apply.
+	Restored() error
+}
+
 // Committed is one committed entry.
 type Committed struct {
 	Group kv.GroupID
@@ -44,6 +51,8 @@ type Deps struct {
 	Self   kv.NodeID
 	Engine *storage.Engine
 	Sender Sender
+	// Puller fetches the data of snapshots.
+	Puller Puller
 	Clock  *causal.Clock
 	// Meta is the state machine of the metadata group. nil on a node that holds no replica of it.
 	Meta       Machine
@@ -99,13 +108,19 @@ type GroupStatus struct {
 	Group kv.GroupID `json:"group"`
 	// State is "leader", "follower", "candidate", "pre-candidate", or "stopped" for a replica that met an entry or a
 	// row which it cannot read.
-	State     string      `json:"state"`
-	Leader    kv.NodeID   `json:"leader"`
-	Term      uint64      `json:"term"`
-	Commit    uint64      `json:"commit"`
-	Applied   uint64      `json:"applied"`
-	LastIndex uint64      `json:"last_index"`
-	Voters    []kv.NodeID `json:"voters"`
+	State   string    `json:"state"`
+	Leader  kv.NodeID `json:"leader"`
+	Term    uint64    `json:"term"`
+	Commit  uint64    `json:"commit"`
+	Applied uint64    `json:"applied"`
+	// FirstIndex is where the log begins, LastIndex+1 when it is empty.
+	FirstIndex uint64      `json:"first_index"`
+	LastIndex  uint64      `json:"last_index"`
+	Voters     []kv.NodeID `json:"voters"`
 	// LogBytes is the approximate size of the log on disk.
 	LogBytes uint64 `json:"log_bytes"`
+	// SnapshotsSent and SnapshotsReceived count the snapshots that followers took from this replica and that were installed
+	// here, since the start of the process.
+	SnapshotsSent     uint64 `json:"snapshots_sent"`
+	SnapshotsReceived uint64 `json:"snapshots_received"`
 }

@@ -19,7 +19,7 @@ type view struct {
 
 	// mu guards the fields below.
 	mu     sync.Mutex
-	status GroupStatus // LogBytes is filled in by who asks
+	status GroupStatus
 	last   causal.Position
 }
 

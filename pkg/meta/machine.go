@@ -14,6 +14,7 @@ const stateName = "state"
 
 // Machine is the state machine of group 0. Apply is called by the store loop only; State may be called by anyone.
 type Machine struct {
+	rows  storage.State
 	state atomic.Pointer[State]
 	// changed holds a token after the state has changed. One slot: a reader reads the newest state anyway.
 	changed chan struct{}
@@ -21,19 +22,43 @@ type Machine struct {
 
 // NewMachine loads the state that this node's disk holds, if any.
 func NewMachine(st storage.State) (*Machine, error) {
-	m := &Machine{changed: make(chan struct{}, 1)}
-	raw, found, err := st.MetaValue(stateName)
+	m := &Machine{rows: st, changed: make(chan struct{}, 1)}
+	if err := m.load(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// load takes over what the disk holds.
+func (m *Machine) load() error {
+	raw, found, err := m.rows.MetaValue(stateName)
 	if err != nil {
-		return nil, fmt.Errorf("meta: %w", err)
+		return fmt.Errorf("meta: %w", err)
 	}
 	s := &State{Format: stateFormat}
 	if found {
 		if s, err = decodeState(raw); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	m.state.Store(s)
-	return m, nil
+	return nil
+}
+
+// Restored implements consensus.Restorer: a snapshot took the place of the state on the disk.
+func (m *Machine) Restored() error {
+	if err := m.load(); err != nil {
+		return err
+	}
+	m.noteChange()
+	return nil
+}
+
+func (m *Machine) noteChange() {
+	select {
+	case m.changed <- struct{}{}:
+	default: // a token is already waiting
+	}
 }
 
 // State returns the state as far as this node has applied it. It must not be changed.
@@ -65,9 +90,6 @@ func (m *Machine) Apply(b *storage.Batch, e consensus.Committed) ([]any, error) 
 	}
 	b.SetMetaValue(stateName, enc)
 	m.state.Store(s)
-	select {
-	case m.changed <- struct{}{}:
-	default: // a token is already waiting
-	}
+	m.noteChange()
 	return replies, nil
 }

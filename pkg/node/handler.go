@@ -89,6 +89,15 @@ func (h handler) HandleExchange(from kv.NodeID, payload []byte, reply func([]byt
 	})
 }
 
+// HandlePull serves a part of a snapshot.
+func (h handler) HandlePull(from kv.NodeID, payload []byte, reply func([]byte, error)) {
+	h.spawn(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), h.n.cfg.Consensus.SnapshotPullTimeout)
+		defer cancel()
+		reply(h.n.strong.ServePull(ctx, from, payload))
+	})
+}
+
 // HandleMeta implements transport.Handler.
 func (h handler) HandleMeta(_ kv.NodeID, payload []byte, reply func([]byte, error)) {
 	if len(payload) == 0 {

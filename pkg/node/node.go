@@ -141,13 +141,13 @@ func (n *Node) compose(deps Deps) (err error) {
 	}
 	n.mux, err = transport.New(n.cfg.Transport, transport.Deps{
 		Self: n.id.Node, Wire: wire, Clock: n.clock, Epoch: n.epoch, Cluster: n.ClusterID,
-		Handler: handler{n}, Logger: n.log, Registerer: deps.Registerer, Faults: n.networkFaults(), Rand: n.rand.fork(),
+		Handler: handler{n}, Pull: handler{n}.HandlePull, Logger: n.log, Registerer: deps.Registerer, Faults: n.networkFaults(), Rand: n.rand.fork(),
 	})
 	if err != nil {
 		return err
 	}
 	n.strong, err = consensus.New(n.cfg.Consensus, consensus.Deps{
-		Self: n.id.Node, Engine: n.engine, Sender: n.mux, Clock: n.clock, Meta: n.machine,
+		Self: n.id.Node, Engine: n.engine, Sender: n.mux, Puller: n.mux, Clock: n.clock, Meta: n.machine,
 		Logger: n.log, Registerer: deps.Registerer, OnLeader: n.leaderChanged,
 	})
 	if err != nil {

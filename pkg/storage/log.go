@@ -194,9 +194,3 @@ func (l Log) Sizes(g kv.GroupID, fn func(index, bytes uint64)) error {
 		return true, nil
 	})
 }
-
-// Bytes returns the size of the group's log entries as encoded. It reads the whole log.
-func (l Log) Bytes(g kv.GroupID) (size uint64, err error) {
-	err = l.Sizes(g, func(_, bytes uint64) { size += bytes })
-	return size, err
-}

@@ -130,8 +130,10 @@ type Deps struct {
 	// Epoch returns the epoch of the node's partition map. Every batch carries it.
 	Epoch func() kv.Epoch
 	// Cluster returns the cluster's identity, 0 while it is unknown. Two known ones must be equal.
-	Cluster    func() uint64
-	Handler    Handler
+	Cluster func() uint64
+	Handler Handler
+	// Pull takes peers' requests for parts of snapshots, like a method of Handler; nil refuses them.
+	Pull       func(from kv.NodeID, payload []byte, reply func([]byte, error))
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	// Faults injects faults; nil without --dev.

@@ -51,7 +51,13 @@ func (m *Mux) Deliver(from kv.NodeID, batch []byte) error {
 		if f, rest, err = nextFrame(rest); err != nil {
 			return fmt.Errorf("a batch of node %d: %w", from, err)
 		}
-		m.arrive(p, h.life, f)
+		at := p
+		if f.kind.isBulk() {
+			if at, err = m.peerIn(&m.bulk, from); err != nil {
+				return err
+			}
+		}
+		m.arrive(at, h.life, f)
 	}
 	return nil
 }
@@ -115,7 +121,7 @@ func (m *Mux) handle(p *peer, life uint64, f frame) {
 	switch {
 	case f.kind == kindRaft:
 		m.handler.HandleRaft(p.id, f.payload)
-	case f.kind == kindReply:
+	case f.kind.isReply():
 		c := p.finish(f.id)
 		if c == nil {
 			m.metrics.strayReplies.Inc()
@@ -174,6 +180,8 @@ func (m *Mux) dispatch(p *peer, k kind, id uint64, payload []byte) error {
 		})
 	case kindExchange:
 		m.handler.HandleExchange(p.id, body, p.respondBytes(id))
+	case kindPull:
+		m.handlePull(p.id, body, p.respondBytes(id))
 	default:
 		m.handler.HandleMeta(p.id, body, p.respondBytes(id))
 	}

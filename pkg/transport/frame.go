@@ -38,10 +38,15 @@ const (
 	kindMeta
 	// kindReply answers the request whose id it has.
 	kindReply
+	// kindPull asks for a part of a snapshot, kindPullReply is one. They have links of their own; see bulk.go.
+	kindPull
+	kindPullReply
 	kindsEnd
 )
 
-var kindNames = [kindsEnd]string{"void", "raft", "write", "read", "forward", "exchange", "meta", "reply"}
+var kindNames = [kindsEnd]string{
+	"void", "raft", "write", "read", "forward", "exchange", "meta", "reply", "pull", "pull reply",
+}
 
 func (k kind) String() string {
 	if k < kindsEnd {
@@ -51,7 +56,13 @@ func (k kind) String() string {
 }
 
 // isRequest reports whether the frame wants a reply.
-func (k kind) isRequest() bool { return k >= kindWrite && k <= kindMeta }
+func (k kind) isRequest() bool { return k >= kindWrite && k <= kindMeta || k == kindPull }
+
+// isReply reports whether the frame answers a request.
+func (k kind) isReply() bool { return k == kindReply || k == kindPullReply }
+
+// isBulk reports whether the frame belongs to the traffic that has links of its own.
+func (k kind) isBulk() bool { return k == kindPull || k == kindPullReply }
 
 // header introduces a batch.
 type header struct {

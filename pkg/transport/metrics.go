@@ -120,10 +120,10 @@ func (m *metrics) callFailed(reason string) { m.calls[reason].Inc() }
 // outboxBytes sums what waits to be sent.
 func (m *Mux) outboxBytes() int {
 	n := 0
-	for _, p := range *m.peers.Load() {
+	m.each(func(p *peer) {
 		p.mu.Lock()
 		n += p.raft.bytes + p.data.bytes
 		p.mu.Unlock()
-	}
+	})
 	return n
 }

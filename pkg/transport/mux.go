@@ -22,6 +22,7 @@ type Mux struct {
 	epoch   func() kv.Epoch
 	cluster func() uint64
 	handler Handler
+	pull    func(from kv.NodeID, payload []byte, reply func([]byte, error)) // nil refuses
 	log     *slog.Logger
 	metrics *metrics
 	faults  *Faults
@@ -41,6 +42,8 @@ type Mux struct {
 
 	// peers is replaced, never changed, so that looking one up takes no lock.
 	peers atomic.Pointer[map[kv.NodeID]*peer]
+	// bulk are the same nodes once more, with links that carry snapshots only.
+	bulk atomic.Pointer[map[kv.NodeID]*peer]
 	// added wakes Run when there are peers to start.
 	added chan struct{}
 
@@ -67,11 +70,12 @@ func New(cfg Config, deps Deps) (*Mux, error) {
 	}
 	m := &Mux{
 		cfg: cfg, self: deps.Self, wire: deps.Wire, clock: deps.Clock, epoch: deps.Epoch, cluster: deps.Cluster,
-		handler: deps.Handler, log: deps.Logger, faults: deps.Faults, rand: deps.Rand,
+		handler: deps.Handler, pull: deps.Pull, log: deps.Logger, faults: deps.Faults, rand: deps.Rand,
 		life: uint64(life), began: time.Now(),
 		sweep: make(chan struct{}, 1), added: make(chan struct{}, 1),
 	}
 	m.peers.Store(&map[kv.NodeID]*peer{})
+	m.bulk.Store(&map[kv.NodeID]*peer{})
 	if m.faults != nil {
 		m.delays = newDelayLine(cfg.DelayedBytesMax, m.undelay, func(d *delayed) {
 			m.metrics.dropped(d.class, reasonFull)
@@ -127,13 +131,16 @@ func (m *Mux) close() {
 }
 
 // peer returns the peer, which it makes if need be.
-func (m *Mux) peer(id kv.NodeID) (*peer, error) {
-	if p := (*m.peers.Load())[id]; p != nil {
+func (m *Mux) peer(id kv.NodeID) (*peer, error) { return m.peerIn(&m.peers, id) }
+
+// peerIn returns the peer of one of the two maps.
+func (m *Mux) peerIn(in *atomic.Pointer[map[kv.NodeID]*peer], id kv.NodeID) (*peer, error) {
+	if p := (*in.Load())[id]; p != nil {
 		return p, nil
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	old := *m.peers.Load()
+	old := *in.Load()
 	switch {
 	case old[id] != nil:
 		return old[id], nil
@@ -143,21 +150,36 @@ func (m *Mux) peer(id kv.NodeID) (*peer, error) {
 		return nil, fmt.Errorf("%w: %d", errTooManyPeers, len(old))
 	}
 	p := newPeer(m, id)
+	p.bulk = in == &m.bulk
 	peers := make(map[kv.NodeID]*peer, len(old)+1)
 	for k, v := range old {
 		peers[k] = v
 	}
 	peers[id] = p
-	m.peers.Store(&peers)
+	in.Store(&peers)
 	m.starting = append(m.starting, p)
 	poke(m.added)
 	return p, nil
 }
 
+// each calls fn for each peer, those of the bulk links included.
+func (m *Mux) each(fn func(p *peer)) {
+	for _, peers := range [...]map[kv.NodeID]*peer{*m.peers.Load(), *m.bulk.Load()} {
+		for _, p := range peers {
+			fn(p)
+		}
+	}
+}
+
 // Forget ends the traffic with a node that has left the cluster. Calls to it fail.
 func (m *Mux) Forget(id kv.NodeID) {
+	m.forget(&m.peers, id)
+	m.forget(&m.bulk, id)
+}
+
+func (m *Mux) forget(in *atomic.Pointer[map[kv.NodeID]*peer], id kv.NodeID) {
 	m.mu.Lock()
-	old := *m.peers.Load()
+	old := *in.Load()
 	p := old[id]
 	if p != nil {
 		peers := make(map[kv.NodeID]*peer, len(old))
@@ -166,7 +188,7 @@ func (m *Mux) Forget(id kv.NodeID) {
 				peers[k] = v
 			}
 		}
-		m.peers.Store(&peers)
+		in.Store(&peers)
 	}
 	m.mu.Unlock()
 	if p != nil {
@@ -176,9 +198,11 @@ func (m *Mux) Forget(id kv.NodeID) {
 
 // Relocated tells that the peer has a new address, so that the next attempt to connect need not wait.
 func (m *Mux) Relocated(id kv.NodeID) {
-	if p := (*m.peers.Load())[id]; p != nil && p.down.Load() {
-		poke(p.retry)
-	}
+	m.each(func(p *peer) {
+		if p.id == id && p.down.Load() {
+			poke(p.retry)
+		}
+	})
 }
 
 // EpochSeen returns the highest epoch of the partition map that any peer was heard to have.
@@ -248,9 +272,7 @@ func (m *Mux) sweepUntil(ctx context.Context) {
 		case <-timer.C:
 		}
 		tick := uint64(time.Since(m.began) / m.cfg.SweepEvery)
-		for _, p := range *m.peers.Load() {
-			p.expire(tick)
-		}
+		m.each(func(p *peer) { p.expire(tick) })
 		for m.inFlight.Load() == 0 {
 			select {
 			case <-ctx.Done():

@@ -24,6 +24,8 @@ const (
 type peer struct {
 	id kv.NodeID
 	m  *Mux
+	// bulk says that these are the links for snapshots; see bulk.go.
+	bulk bool
 
 	// wake tells the sender that there is something to send. retry tells it not to wait before the next attempt.
 	wake, retry chan struct{}
@@ -201,14 +203,18 @@ func (p *peer) requestLocked(c *call, deadline time.Time, body func([]byte) []by
 // respond queues a reply. It is dropped when the outbox is full: better the caller's outcome is unknown than that this
 // node's memory is without bound. It is queued although the link is down, because the peer was just heard of.
 func (p *peer) respond(id uint64, body func([]byte) []byte) {
+	k := kindReply
+	if p.bulk {
+		k = kindPullReply
+	}
 	p.mu.Lock()
 	reason := reasonClosed
 	if !p.closed {
 		var c *chunk
 		var start int
-		c, start, reason = p.encode(&p.data, 2*p.m.cfg.DataOutboxBytesMax, kindReply, id, body)
+		c, start, reason = p.encode(&p.data, 2*p.m.cfg.DataOutboxBytesMax, k, id, body)
 		if reason == reasonTooLarge {
-			c, start, reason = p.encode(&p.data, 2*p.m.cfg.DataOutboxBytesMax, kindReply, id, func(dst []byte) []byte {
+			c, start, reason = p.encode(&p.data, 2*p.m.cfg.DataOutboxBytesMax, k, id, func(dst []byte) []byte {
 				return appendReplyError(dst, kv.Errorf(kv.CodeInternal, "the reply exceeds %d bytes",
 					p.m.cfg.FrameBytesMax).WithOutcome(kv.OutcomeUnknown))
 			})

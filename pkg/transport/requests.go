@@ -124,7 +124,11 @@ func (m *Mux) request(ctx context.Context, to kv.NodeID, c *call, epoch kv.Epoch
 		m.metrics.callFailed(callNotSent)
 		return nil, notSent(kv.CodeDeadlineExceeded, "the request to node %d came too late", to)
 	}
-	p, err := m.peer(to)
+	in := &m.peers
+	if c.kind.isBulk() {
+		in = &m.bulk
+	}
+	p, err := m.peerIn(in, to)
 	if err != nil {
 		m.metrics.callFailed(callNotSent)
 		return nil, notSent(kv.CodeNotReady, "node %d cannot be sent to (%v)", to, err)
