@@ -67,6 +67,7 @@ func (x *exchange) parseData(op kv.Op, rest string, encoded bool) (*kv.Request, 
 	}
 	req := &kv.Request{
 		Op: op, Level: p.level, Quorum: p.quorum, Condition: p.condition, Siblings: p.siblings, Key: key, Context: p.context,
+		ID: p.id,
 	}
 	if p.level != kv.LevelUnset {
 		if err := req.Validate(x.h.cfg.Limits); err != nil {
@@ -107,10 +108,13 @@ func dataHeaders(h http.Header, op kv.Op, p *params) *kv.Error {
 		if len(tokens) > 0 {
 			return kv.Errorf(kv.CodeBadRequest, "Caprock-Context means nothing on a read")
 		}
+		if len(h["Idempotency-Key"]) > 0 {
+			return kv.Errorf(kv.CodeBadRequest, "Idempotency-Key names a write; it means nothing on a read")
+		}
 		return nil
 	}
-	if len(h["Idempotency-Key"]) > 0 {
-		return kv.Errorf(kv.CodeBadRequest, "Idempotency-Key is not supported by this version")
+	if err := operationID(h["Idempotency-Key"], p); err != nil {
+		return err
 	}
 	if len(tokens) > 1 || len(tokens) == 1 && p.context != nil {
 		return kv.Errorf(kv.CodeBadRequest, "the context is given more than once")

@@ -23,7 +23,7 @@ func GRPCCodeOf(code kv.Code) codes.Code {
 	case kv.CodeBadRequest, kv.CodeUnknownConsistency, kv.CodeBadQuorum, kv.CodeConditionNeedsStrong,
 		kv.CodeCrossPartition, kv.CodeValueTooLarge, kv.CodeKeyTooLarge:
 		return codes.InvalidArgument
-	case kv.CodeKeyNotFound:
+	case kv.CodeKeyNotFound, kv.CodeOperationNotFound:
 		return codes.NotFound
 	case kv.CodeLevelFenced, kv.CodeVersionMismatch:
 		return codes.FailedPrecondition

@@ -123,17 +123,22 @@ func badOperations() map[string]struct {
 		code kv.Code
 	}
 	return map[string]bad{
-		"no key":                   {put(func(op *kvpb.Operation) { op.Key = nil }), kv.CodeBadRequest},
-		"a key too large":          {put(func(op *kvpb.Operation) { op.Key = make([]byte, kv.KeyBytesMax+1) }), kv.CodeKeyTooLarge},
-		"a value too large":        {put(func(op *kvpb.Operation) { op.Value = make([]byte, kv.ValueBytesMax+1) }), kv.CodeValueTooLarge},
-		"an unknown level":         {put(func(op *kvpb.Operation) { op.Level = 9 }), kv.CodeBadRequest},
-		"w at strong":              {put(func(op *kvpb.Operation) { op.Level, op.W = kvpb.Level_LEVEL_STRONG, 2 }), kv.CodeBadRequest},
-		"w above n":                {put(func(op *kvpb.Operation) { op.Level, op.W = kvpb.Level_LEVEL_EVENTUAL, 4 }), kv.CodeBadQuorum},
-		"a condition at eventual":  {put(func(op *kvpb.Operation) { op.Level, op.Condition = 2, &kvpb.Condition{Kind: 1} }), kv.CodeConditionNeedsStrong},
-		"an unknown condition":     {put(func(op *kvpb.Operation) { op.Condition = &kvpb.Condition{Kind: 7} }), kv.CodeBadRequest},
-		"a timeout too long":       {put(func(op *kvpb.Operation) { op.TimeoutMs = 60_001 }), kv.CodeBadRequest},
-		"a condition that misses":  {put(func(op *kvpb.Operation) { op.Condition = &kvpb.Condition{Kind: 1, Version: 3} }), kv.CodeVersionMismatch},
-		"a field of the future":    {put(func(op *kvpb.Operation) { op.ProtoReflect().SetUnknown([]byte{0x68, 0x01}) }), kv.CodeBadRequest},
+		"no key":                  {put(func(op *kvpb.Operation) { op.Key = nil }), kv.CodeBadRequest},
+		"a key too large":         {put(func(op *kvpb.Operation) { op.Key = make([]byte, kv.KeyBytesMax+1) }), kv.CodeKeyTooLarge},
+		"a value too large":       {put(func(op *kvpb.Operation) { op.Value = make([]byte, kv.ValueBytesMax+1) }), kv.CodeValueTooLarge},
+		"an unknown level":        {put(func(op *kvpb.Operation) { op.Level = 9 }), kv.CodeBadRequest},
+		"w at strong":             {put(func(op *kvpb.Operation) { op.Level, op.W = kvpb.Level_LEVEL_STRONG, 2 }), kv.CodeBadRequest},
+		"w above n":               {put(func(op *kvpb.Operation) { op.Level, op.W = kvpb.Level_LEVEL_EVENTUAL, 4 }), kv.CodeBadQuorum},
+		"a condition at eventual": {put(func(op *kvpb.Operation) { op.Level, op.Condition = 2, &kvpb.Condition{Kind: 1} }), kv.CodeConditionNeedsStrong},
+		"an unknown condition":    {put(func(op *kvpb.Operation) { op.Condition = &kvpb.Condition{Kind: 7} }), kv.CodeBadRequest},
+		"a timeout too long":      {put(func(op *kvpb.Operation) { op.TimeoutMs = 60_001 }), kv.CodeBadRequest},
+		"a condition that misses": {put(func(op *kvpb.Operation) { op.Condition = &kvpb.Condition{Kind: 1, Version: 3} }), kv.CodeVersionMismatch},
+		"a field of the future":   {put(func(op *kvpb.Operation) { op.ProtoReflect().SetUnknown([]byte{0x78, 0x01}) }), kv.CodeBadRequest},
+		"a name at eventual": {put(func(op *kvpb.Operation) {
+			op.Level, op.OperationId = 2, &kvpb.OperationId{Session: []byte("s"), Required: true}
+		}), kv.CodeBadRequest},
+		"a name below its floor":   {put(func(op *kvpb.Operation) { op.OperationId = &kvpb.OperationId{Session: []byte("s"), Floor: 1} }), kv.CodeBadRequest},
+		"a name too long":          {put(func(op *kvpb.Operation) { op.OperationId = &kvpb.OperationId{Session: make([]byte, 256)} }), kv.CodeBadRequest},
 		"an operation of a future": {put(func(op *kvpb.Operation) { op.Op = 4 }), kv.CodeBadRequest},
 	}
 }

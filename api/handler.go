@@ -21,6 +21,7 @@ import (
 const (
 	pathData     = "/kv/"
 	pathPolicies = "/admin/policies/"
+	pathOps      = "/ops/"
 
 	// requestIDBytesMax bounds a request id that a client chose; a longer one is replaced.
 	requestIDBytesMax = 128
@@ -145,6 +146,11 @@ func (x *exchange) dispatch() {
 	if rest, ok := strings.CutPrefix(path, pathPolicies); ok && rest != "" {
 		x.route = "/admin/policies/{prefix}"
 		x.policy(rest, encoded)
+		return
+	}
+	if rest, ok := strings.CutPrefix(path, pathOps); ok {
+		x.route = "/ops/{id}"
+		x.operation(rest, encoded)
 		return
 	}
 	entry, ok := x.h.routes[path]

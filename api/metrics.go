@@ -99,8 +99,8 @@ func (m *operationMetrics) observe(level kv.Level, op kv.Op, result opResult, to
 	}
 }
 
-// count counts one operation, and reports whether its labels are known. Values out of range cannot come from a parsed
-// request; they are counted nowhere rather than under a label that no dashboard knows.
+// count counts one operation, and reports whether its labels are known. Other operations than
+// reads and writes of a key are counted nowhere rather than under a label that no dashboard knows.
 func (m *operationMetrics) count(level kv.Level, op kv.Op, result opResult) bool {
 	if int(level) >= levelCount || op < kv.OpGet || int(op) >= opCount {
 		return false
@@ -114,11 +114,11 @@ func resultOf(err *kv.Error) opResult {
 	if err == nil {
 		return resultOK
 	}
-	if err.Outcome == kv.OutcomeUnknown {
+	if err.Outcome == kv.OutcomeUnknown && err.Code != kv.CodeOperationNotFound {
 		return resultUnknown
 	}
 	switch err.Code {
-	case kv.CodeKeyNotFound:
+	case kv.CodeKeyNotFound, kv.CodeOperationNotFound:
 		return resultNotFound
 	case kv.CodeVersionMismatch, kv.CodeSiblings:
 		return resultConflict

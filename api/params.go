@@ -18,6 +18,7 @@ type params struct {
 	siblings  kv.SiblingMode
 	timeout   time.Duration // 0: not given
 	context   []byte        // nil: not given
+	id        kv.OpID       // of the header Idempotency-Key
 	seen      uint32        // a bit for each entry of dataParams that was given
 }
 

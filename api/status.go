@@ -25,7 +25,7 @@ func StatusOf(code kv.Code) int {
 	case kv.CodeBadRequest, kv.CodeUnknownConsistency, kv.CodeBadQuorum, kv.CodeConditionNeedsStrong,
 		kv.CodeCrossPartition:
 		return http.StatusBadRequest
-	case kv.CodeKeyNotFound, codeRouteNotFound, codePolicyNotFound:
+	case kv.CodeKeyNotFound, kv.CodeOperationNotFound, codeRouteNotFound, codePolicyNotFound:
 		return http.StatusNotFound
 	case codeMethodNotAllowed:
 		return http.StatusMethodNotAllowed
@@ -63,6 +63,8 @@ func titleOf(code kv.Code) string {
 		return "The keys do not share a partition"
 	case kv.CodeKeyNotFound:
 		return "Key not found"
+	case kv.CodeOperationNotFound:
+		return "Operation not found"
 	case kv.CodeLevelFenced:
 		return "The prefix's policy refuses this level"
 	case kv.CodeSiblings:

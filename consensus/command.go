@@ -4,27 +4,62 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
-// A command of the key-value machine is a format byte, an operation, a kind of condition with its version, the key and
-// the value. What later versions add (operation ids, expiry) gets another format byte: a replica that does not know it
-// stops rather than guess.
-const commandFormat byte = 1
+// A command of the key-value machine is a format byte and a body: an operation, a kind of condition with its version, the
+// key and the value. The later format has between the two a byte of flags and the operation id that they may announce.
+// It is written only where it is needed, so that a write without an id costs what it always did. What further versions
+// add gets another format byte or operation: a replica that does not know it stops rather than guess.
+const (
+	commandFormat     byte = 1
+	commandFormatMore byte = 2
+)
 
+// Flags of the later format.
+const commandHasID byte = 1
+
+// Operations.
 const (
 	commandPut    byte = 1
 	commandDelete byte = 2
 )
 
+// command is a command as it was decoded. Its slices alias the entry.
+type command struct {
+	WriteOp
+	// fingerprint digests the body, where there is an id: the same id with another body is another request.
+	fingerprint uint64
+}
+
 // encodeCommand returns the command that carries op out.
 func encodeCommand(op WriteOp) []byte {
-	dst := make([]byte, 0, 3+3*binary.MaxVarintLen32+binary.MaxVarintLen64+len(op.Key)+len(op.Value))
+	const idBytesMax = 2*binary.MaxVarintLen64 + binary.MaxVarintLen32 + 8 + 1
+	size := 3 + 3*binary.MaxVarintLen32 + binary.MaxVarintLen64 + len(op.Key) + len(op.Value)
+	if op.ID.IsZero() {
+		return appendWrite(append(make([]byte, 0, size), commandFormat), &op)
+	}
+	dst := make([]byte, 0, size+idBytesMax+len(op.ID.Session))
+	dst = append(dst, commandFormatMore, commandHasID)
+	dst = appendBytes(dst, op.ID.Session)
+	dst = binary.AppendUvarint(dst, op.ID.Sequence)
+	dst = binary.AppendUvarint(dst, op.ID.Floor)
+	// The proposer digests the body, so that what counts as the same request does not depend on who applies it.
+	at := len(dst)
+	dst = appendWrite(append(dst, make([]byte, 8)...), &op)
+	binary.LittleEndian.PutUint64(dst[at:], xxhash.Sum64(dst[at+8:]))
+	return dst
+}
+
+// appendWrite appends the body of a put or a delete.
+func appendWrite(dst []byte, op *WriteOp) []byte {
 	verb := commandPut
 	if op.Delete {
 		verb = commandDelete
 	}
-	dst = append(dst, commandFormat, verb, byte(op.Condition.Kind))
+	dst = append(dst, verb, byte(op.Condition.Kind))
 	if op.Condition.Kind == kv.ConditionVersion {
 		dst = binary.AppendUvarint(dst, op.Condition.Version)
 	}
@@ -35,14 +70,47 @@ func encodeCommand(op WriteOp) []byte {
 	return dst
 }
 
-// decodeCommand is the inverse of encodeCommand. Key and value alias b.
-func decodeCommand(b []byte) (WriteOp, error) {
+// decodeCommand is the inverse of encodeCommand.
+func decodeCommand(b []byte) (command, error) {
+	var c command
 	r := reader{b: b}
-	if f := r.byte("command format"); r.err == nil && f != commandFormat {
-		return WriteOp{}, fmt.Errorf("%w: unknown command format %d", ErrUnreadable, f)
+	switch f := r.byte("command format"); f {
+	case commandFormat:
+	case commandFormatMore:
+		c.decodeID(&r)
+	default:
+		if r.err == nil {
+			return command{}, fmt.Errorf("%w: unknown command format %d", ErrUnreadable, f)
+		}
 	}
-	var op WriteOp
-	switch verb := r.byte("operation"); verb {
+	readWrite(&r, &c.WriteOp)
+	if r.err == nil && len(r.b) > 0 {
+		r.fail("trailing bytes after the command:")
+	}
+	if r.err != nil {
+		return command{}, fmt.Errorf("%w: %w", ErrUnreadable, r.err)
+	}
+	return c, nil
+}
+
+func (c *command) decodeID(r *reader) {
+	flags := r.byte("flags")
+	if flags&^commandHasID != 0 {
+		r.fail("flags")
+	}
+	if flags&commandHasID == 0 {
+		return
+	}
+	c.ID = kv.OpID{Session: r.bytes("session"), Sequence: r.uvarint("sequence"), Floor: r.uvarint("floor")}
+	c.fingerprint = r.uint64("fingerprint")
+	if r.err == nil && (c.ID.IsZero() || c.ID.Floor > c.ID.Sequence) {
+		r.fail("operation id")
+	}
+}
+
+// readWrite reads what appendWrite wrote.
+func readWrite(r *reader, op *WriteOp) {
+	switch r.byte("operation") {
 	case commandPut:
 	case commandDelete:
 		op.Delete = true
@@ -61,11 +129,4 @@ func decodeCommand(b []byte) (WriteOp, error) {
 	if !op.Delete {
 		op.Value = r.bytes("value")
 	}
-	if r.err == nil && len(r.b) > 0 {
-		r.fail("trailing bytes after the command:")
-	}
-	if r.err != nil {
-		return WriteOp{}, fmt.Errorf("%w: %w", ErrUnreadable, r.err)
-	}
-	return op, nil
 }

@@ -23,33 +23,66 @@ var _ Machine = kvMachine{}
 // Apply implements Machine. The replies are *WriteReply. Everything is read and decided before anything is written, so
 // that an entry which cannot be applied leaves the batch alone.
 func (m kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
-	ops := make([]WriteOp, len(e.Commands))
+	ops := make([]command, len(e.Commands))
 	replies := make([]WriteReply, len(e.Commands))
+	known := sessions{state: m.state, group: e.Group}
 	for i, raw := range e.Commands {
 		op, err := decodeCommand(raw)
+		if err == nil {
+			replies[i], err = m.decide(&op, e, &known)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("group %d, entry %d, command %d: %w", e.Group, e.Pos.Index, i, err)
 		}
-		var s storage.Strong
-		var found bool
-		if op.Delete || op.Condition.Kind != kv.ConditionNone {
-			if s, found, err = m.state.Strong(e.Group, op.Key); err != nil {
-				return nil, fmt.Errorf("group %d, entry %d, command %d: %w", e.Group, e.Pos.Index, i, err)
-			}
-		}
-		ops[i], replies[i] = op, decide(op.Condition, s, found, e)
+		ops[i] = op
 	}
 	out := make([]any, len(ops))
 	for i := range ops {
 		out[i] = &replies[i]
-		if !replies[i].Applied {
+		if !replies[i].Applied || replies[i].Repeated {
 			continue
 		}
 		b.SetStrong(e.Group, ops[i].Key, storage.Strong{
 			Value: ops[i].Value, Deleted: ops[i].Delete, Revision: e.Pos.Index, Stamp: replies[i].Stamp,
 		})
 	}
+	known.write(b)
 	return out, nil
+}
+
+// decide returns what a command does, unless it did so before: then, what it did.
+func (m kvMachine) decide(op *command, e Committed, known *sessions) (WriteReply, error) {
+	if op.ID.IsZero() {
+		return m.decideWrite(&op.WriteOp, e)
+	}
+	if err := known.open(e); err != nil {
+		return WriteReply{}, err
+	}
+	s, err := known.find(op.ID.Session)
+	if err != nil {
+		return WriteReply{}, err
+	}
+	reply, done, err := s.recall(op)
+	if done || err != nil {
+		return reply, err
+	}
+	if reply, err = m.decideWrite(&op.WriteOp, e); err == nil {
+		s.remember(op, reply)
+	}
+	return reply, err
+}
+
+// decideWrite returns what a put or a delete does. It reads the key's row only where the answer depends on it.
+func (m kvMachine) decideWrite(op *WriteOp, e Committed) (WriteReply, error) {
+	var s storage.Strong
+	var found bool
+	if op.Delete || op.Condition.Kind != kv.ConditionNone {
+		var err error
+		if s, found, err = m.state.Strong(e.Group, op.Key); err != nil {
+			return WriteReply{}, err
+		}
+	}
+	return decide(op.Condition, s, found, e), nil
 }
 
 // decide returns what a write guarded by the condition does to a key whose row is s.

@@ -86,12 +86,30 @@ type WriteOp struct {
 	Key, Value []byte
 	Delete     bool
 	Condition  kv.Condition
+	// ID lets a repetition of the write be recognised; the zero value does not.
+	ID kv.OpID
 }
+
+// Refusal says why a write that names an operation was neither applied nor answered as it was before.
+type Refusal uint8
+
+// The refusals.
+const (
+	NotRefused Refusal = iota
+	// RefusedReuse: the id was given to another request. Nothing was written for this one.
+	RefusedReuse
+	// RefusedForgotten: the id lies below its session's floor. It may or may not have been applied before; it is not now.
+	RefusedForgotten
+)
 
 // WriteReply answers a WriteOp.
 type WriteReply struct {
 	// Applied is false when the condition missed; then nothing was written.
 	Applied bool
+	// Repeated says that the operation was decided by an earlier entry, and that this is what was answered then.
+	Repeated bool
+	// Refused is set when the operation's id stood against it; everything else is then zero.
+	Refused Refusal
 	// Found says whether the key existed before. An unconditional put does not look, and always says false.
 	Found bool
 	// Revision is the key's revision after the write, which for a delete is that of its tombstone. On a missed

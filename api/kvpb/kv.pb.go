@@ -347,6 +347,80 @@ func (x *Condition) GetVersion() uint64 {
 	return 0
 }
 
+// OperationId names a strong write, so that a repetition of it is answered with the first one's outcome and not applied again.
+type OperationId struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the caller chose, 1 to 255 bytes. Over HTTP it is the Idempotency-Key, with sequence 0.
+	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Numbers the session's writes.
+	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// At most sequence. Writes of the session with smaller numbers are over for the caller: they can be forgotten, and what is
+	// still under way of them is not applied any more.
+	Floor uint64 `protobuf:"varint,3,opt,name=floor,proto3" json:"floor,omitempty"`
+	// Refuses the operation at a level that remembers nothing. Otherwise the id is left out there.
+	Required      bool `protobuf:"varint,4,opt,name=required,proto3" json:"required,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperationId) Reset() {
+	*x = OperationId{}
+	mi := &file_caprock_v1_kv_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationId) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationId) ProtoMessage() {}
+
+func (x *OperationId) ProtoReflect() protoreflect.Message {
+	mi := &file_caprock_v1_kv_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationId.ProtoReflect.Descriptor instead.
+func (*OperationId) Descriptor() ([]byte, []int) {
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *OperationId) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *OperationId) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *OperationId) GetFloor() uint64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
+func (x *OperationId) GetRequired() bool {
+	if x != nil {
+		return x.Required
+	}
+	return false
+}
+
 // Operation is one request on one key.
 type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -367,14 +441,15 @@ type Operation struct {
 	Context  []byte      `protobuf:"bytes,10,opt,name=context,proto3" json:"context,omitempty"`
 	Siblings SiblingMode `protobuf:"varint,11,opt,name=siblings,proto3,enum=caprock.v1.SiblingMode" json:"siblings,omitempty"`
 	// How long the operation may take, in milliseconds; 0 means the default of 5,000. At most 60,000.
-	TimeoutMs     uint32 `protobuf:"varint,12,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	TimeoutMs     uint32       `protobuf:"varint,12,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	OperationId   *OperationId `protobuf:"bytes,13,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[1]
+	mi := &file_caprock_v1_kv_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +461,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[1]
+	mi := &file_caprock_v1_kv_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +474,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{1}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Operation) GetId() uint64 {
@@ -486,6 +561,13 @@ func (x *Operation) GetTimeoutMs() uint32 {
 	return 0
 }
 
+func (x *Operation) GetOperationId() *OperationId {
+	if x != nil {
+		return x.OperationId
+	}
+	return nil
+}
+
 // OperationBatch is what a client sends on a stream: whatever it has pending.
 type OperationBatch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -496,7 +578,7 @@ type OperationBatch struct {
 
 func (x *OperationBatch) Reset() {
 	*x = OperationBatch{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[2]
+	mi := &file_caprock_v1_kv_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +590,7 @@ func (x *OperationBatch) String() string {
 func (*OperationBatch) ProtoMessage() {}
 
 func (x *OperationBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[2]
+	mi := &file_caprock_v1_kv_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +603,7 @@ func (x *OperationBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationBatch.ProtoReflect.Descriptor instead.
 func (*OperationBatch) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{2}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *OperationBatch) GetOperations() []*Operation {
@@ -545,7 +627,7 @@ type Sibling struct {
 
 func (x *Sibling) Reset() {
 	*x = Sibling{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[3]
+	mi := &file_caprock_v1_kv_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +639,7 @@ func (x *Sibling) String() string {
 func (*Sibling) ProtoMessage() {}
 
 func (x *Sibling) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[3]
+	mi := &file_caprock_v1_kv_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +652,7 @@ func (x *Sibling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sibling.ProtoReflect.Descriptor instead.
 func (*Sibling) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{3}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Sibling) GetValue() []byte {
@@ -626,7 +708,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[4]
+	mi := &file_caprock_v1_kv_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +720,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[4]
+	mi := &file_caprock_v1_kv_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +733,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{4}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Error) GetCode() string {
@@ -759,7 +841,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[5]
+	mi := &file_caprock_v1_kv_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +853,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[5]
+	mi := &file_caprock_v1_kv_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +866,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{5}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Result) GetId() uint64 {
@@ -905,7 +987,7 @@ type ResultBatch struct {
 
 func (x *ResultBatch) Reset() {
 	*x = ResultBatch{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[6]
+	mi := &file_caprock_v1_kv_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +999,7 @@ func (x *ResultBatch) String() string {
 func (*ResultBatch) ProtoMessage() {}
 
 func (x *ResultBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[6]
+	mi := &file_caprock_v1_kv_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1012,7 @@ func (x *ResultBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultBatch.ProtoReflect.Descriptor instead.
 func (*ResultBatch) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{6}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ResultBatch) GetResults() []*Result {
@@ -958,7 +1040,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[7]
+	mi := &file_caprock_v1_kv_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1052,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[7]
+	mi := &file_caprock_v1_kv_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1065,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{7}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StatusRequest) GetWhat() string {
@@ -1004,7 +1086,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[8]
+	mi := &file_caprock_v1_kv_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1098,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[8]
+	mi := &file_caprock_v1_kv_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1111,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{8}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatusResponse) GetJson() []byte {
@@ -1047,7 +1129,12 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"caprock.v1\"T\n" +
 	"\tCondition\x12-\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x19.caprock.v1.ConditionKindR\x04kind\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\xd9\x02\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"u\n" +
+	"\vOperationId\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
+	"\x05floor\x18\x03 \x01(\x04R\x05floor\x12\x1a\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\"\x95\x03\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1e\n" +
 	"\x02op\x18\x02 \x01(\x0e2\x0e.caprock.v1.OpR\x02op\x12\x10\n" +
@@ -1062,7 +1149,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	" \x01(\fR\acontext\x123\n" +
 	"\bsiblings\x18\v \x01(\x0e2\x17.caprock.v1.SiblingModeR\bsiblings\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\f \x01(\rR\ttimeoutMs\"G\n" +
+	"timeout_ms\x18\f \x01(\rR\ttimeoutMs\x12:\n" +
+	"\foperation_id\x18\r \x01(\v2\x17.caprock.v1.OperationIdR\voperationId\"G\n" +
 	"\x0eOperationBatch\x125\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x15.caprock.v1.OperationR\n" +
@@ -1156,7 +1244,7 @@ func file_caprock_v1_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_caprock_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_caprock_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_caprock_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_caprock_v1_kv_proto_goTypes = []any{
 	(Op)(0),                // 0: caprock.v1.Op
 	(Level)(0),             // 1: caprock.v1.Level
@@ -1164,14 +1252,15 @@ var file_caprock_v1_kv_proto_goTypes = []any{
 	(SiblingMode)(0),       // 3: caprock.v1.SiblingMode
 	(ConditionKind)(0),     // 4: caprock.v1.ConditionKind
 	(*Condition)(nil),      // 5: caprock.v1.Condition
-	(*Operation)(nil),      // 6: caprock.v1.Operation
-	(*OperationBatch)(nil), // 7: caprock.v1.OperationBatch
-	(*Sibling)(nil),        // 8: caprock.v1.Sibling
-	(*Error)(nil),          // 9: caprock.v1.Error
-	(*Result)(nil),         // 10: caprock.v1.Result
-	(*ResultBatch)(nil),    // 11: caprock.v1.ResultBatch
-	(*StatusRequest)(nil),  // 12: caprock.v1.StatusRequest
-	(*StatusResponse)(nil), // 13: caprock.v1.StatusResponse
+	(*OperationId)(nil),    // 6: caprock.v1.OperationId
+	(*Operation)(nil),      // 7: caprock.v1.Operation
+	(*OperationBatch)(nil), // 8: caprock.v1.OperationBatch
+	(*Sibling)(nil),        // 9: caprock.v1.Sibling
+	(*Error)(nil),          // 10: caprock.v1.Error
+	(*Result)(nil),         // 11: caprock.v1.Result
+	(*ResultBatch)(nil),    // 12: caprock.v1.ResultBatch
+	(*StatusRequest)(nil),  // 13: caprock.v1.StatusRequest
+	(*StatusResponse)(nil), // 14: caprock.v1.StatusResponse
 }
 var file_caprock_v1_kv_proto_depIdxs = []int32{
 	4,  // 0: caprock.v1.Condition.kind:type_name -> caprock.v1.ConditionKind
@@ -1179,28 +1268,29 @@ var file_caprock_v1_kv_proto_depIdxs = []int32{
 	1,  // 2: caprock.v1.Operation.level:type_name -> caprock.v1.Level
 	5,  // 3: caprock.v1.Operation.condition:type_name -> caprock.v1.Condition
 	3,  // 4: caprock.v1.Operation.siblings:type_name -> caprock.v1.SiblingMode
-	6,  // 5: caprock.v1.OperationBatch.operations:type_name -> caprock.v1.Operation
-	2,  // 6: caprock.v1.Error.outcome:type_name -> caprock.v1.Outcome
-	1,  // 7: caprock.v1.Result.level:type_name -> caprock.v1.Level
-	2,  // 8: caprock.v1.Result.outcome:type_name -> caprock.v1.Outcome
-	8,  // 9: caprock.v1.Result.siblings:type_name -> caprock.v1.Sibling
-	9,  // 10: caprock.v1.Result.error:type_name -> caprock.v1.Error
-	10, // 11: caprock.v1.ResultBatch.results:type_name -> caprock.v1.Result
-	6,  // 12: caprock.v1.KV.Get:input_type -> caprock.v1.Operation
-	6,  // 13: caprock.v1.KV.Put:input_type -> caprock.v1.Operation
-	6,  // 14: caprock.v1.KV.Delete:input_type -> caprock.v1.Operation
-	7,  // 15: caprock.v1.KV.Stream:input_type -> caprock.v1.OperationBatch
-	12, // 16: caprock.v1.KV.Status:input_type -> caprock.v1.StatusRequest
-	10, // 17: caprock.v1.KV.Get:output_type -> caprock.v1.Result
-	10, // 18: caprock.v1.KV.Put:output_type -> caprock.v1.Result
-	10, // 19: caprock.v1.KV.Delete:output_type -> caprock.v1.Result
-	11, // 20: caprock.v1.KV.Stream:output_type -> caprock.v1.ResultBatch
-	13, // 21: caprock.v1.KV.Status:output_type -> caprock.v1.StatusResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	6,  // 5: caprock.v1.Operation.operation_id:type_name -> caprock.v1.OperationId
+	7,  // 6: caprock.v1.OperationBatch.operations:type_name -> caprock.v1.Operation
+	2,  // 7: caprock.v1.Error.outcome:type_name -> caprock.v1.Outcome
+	1,  // 8: caprock.v1.Result.level:type_name -> caprock.v1.Level
+	2,  // 9: caprock.v1.Result.outcome:type_name -> caprock.v1.Outcome
+	9,  // 10: caprock.v1.Result.siblings:type_name -> caprock.v1.Sibling
+	10, // 11: caprock.v1.Result.error:type_name -> caprock.v1.Error
+	11, // 12: caprock.v1.ResultBatch.results:type_name -> caprock.v1.Result
+	7,  // 13: caprock.v1.KV.Get:input_type -> caprock.v1.Operation
+	7,  // 14: caprock.v1.KV.Put:input_type -> caprock.v1.Operation
+	7,  // 15: caprock.v1.KV.Delete:input_type -> caprock.v1.Operation
+	8,  // 16: caprock.v1.KV.Stream:input_type -> caprock.v1.OperationBatch
+	13, // 17: caprock.v1.KV.Status:input_type -> caprock.v1.StatusRequest
+	11, // 18: caprock.v1.KV.Get:output_type -> caprock.v1.Result
+	11, // 19: caprock.v1.KV.Put:output_type -> caprock.v1.Result
+	11, // 20: caprock.v1.KV.Delete:output_type -> caprock.v1.Result
+	12, // 21: caprock.v1.KV.Stream:output_type -> caprock.v1.ResultBatch
+	14, // 22: caprock.v1.KV.Status:output_type -> caprock.v1.StatusResponse
+	18, // [18:23] is the sub-list for method output_type
+	13, // [13:18] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_caprock_v1_kv_proto_init() }
@@ -1214,7 +1304,7 @@ func file_caprock_v1_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_caprock_v1_kv_proto_rawDesc), len(file_caprock_v1_kv_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

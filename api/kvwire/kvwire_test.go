@@ -41,6 +41,12 @@ func drawOperation(t *rapid.T) *kvpb.Operation {
 			Version: rapid.Uint64().Draw(t, "version"),
 		}
 	}
+	if rapid.Bool().Draw(t, "named") {
+		op.OperationId = &kvpb.OperationId{
+			Session: bytes.Repeat([]byte("s"), rapid.IntRange(1, 255).Draw(t, "session")), Sequence: rapid.Uint64().Draw(t, "sequence"),
+			Floor: rapid.Uint64().Draw(t, "floor"), Required: rapid.Bool().Draw(t, "required"),
+		}
+	}
 	return op
 }
 
@@ -56,6 +62,9 @@ func operationTwin(op *kvpb.Operation) Operation {
 			Key:       nilIfEmpty(op.GetKey()), Value: nilIfEmpty(op.GetValue()), Context: nilIfEmpty(op.GetContext()),
 		},
 		Timeout: time.Duration(op.GetTimeoutMs()) * time.Millisecond,
+	}
+	if id := op.GetOperationId(); id != nil {
+		out.Request.ID = kv.OpID{Session: id.GetSession(), Sequence: id.GetSequence(), Floor: id.GetFloor(), Required: id.GetRequired()}
 	}
 	return out
 }
@@ -187,12 +196,13 @@ func TestWhatIsNotUnderstoodIsReported(t *testing.T) {
 		message []byte
 		strange int32
 	}{
-		"a newer field":             {field(13, 60), 13},
+		"a newer field":             {field(15, 60), 15},
 		"a newer operation":         {field(operationOp, 4), operationOp},
 		"a newer level":             {field(operationLevel, 4), operationLevel},
 		"a level that wraps around": {field(operationLevel, 257), operationLevel},
 		"a newer sibling mode":      {field(operationSiblings, 9), operationSiblings},
 		"a newer condition":         {condition, operationCondition},
+		"a newer part of a name":    {protowire.AppendBytes(protowire.AppendTag(bytes.Clone(known), operationName, protowire.BytesType), []byte{5 << 3, 1}), operationName},
 		"nothing":                   {known, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

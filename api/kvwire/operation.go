@@ -23,9 +23,15 @@ const (
 	operationContext   = 10
 	operationSiblings  = 11
 	operationTimeout   = 12
+	operationName      = 13
 
 	conditionKind    = 1
 	conditionVersion = 2
+
+	nameSession  = 1
+	nameSequence = 2
+	nameFloor    = 3
+	nameRequired = 4
 )
 
 // operationOverhead is a generous guess of what an operation takes beside key, value and context.
@@ -44,7 +50,7 @@ type Operation struct {
 
 // Size is about what the operation takes in a batch, never less.
 func (o *Operation) Size() int {
-	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + 2*operationOverhead + 40
+	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + 2*operationOverhead + 40 + o.nameSize()
 }
 
 // AppendOperation appends the operation to an encoded OperationBatch.
@@ -81,7 +87,28 @@ func appendOperationBody(dst []byte, o *Operation) []byte {
 	}
 	dst = appendBytes(dst, bytesTag(operationContext), r.Context)
 	dst = appendUint(dst, varintTag(operationSiblings), uint64(r.Siblings))
-	return appendUint(dst, varintTag(operationTimeout), clamp32(int(o.Timeout.Milliseconds())))
+	dst = appendUint(dst, varintTag(operationTimeout), clamp32(int(o.Timeout.Milliseconds())))
+	if r.ID.IsZero() && !r.ID.Required {
+		return dst
+	}
+	guess := len(r.ID.Session) + nameOverhead
+	dst, body := beginMessage(dst, bytesTag(operationName), guess)
+	dst = appendBytes(dst, bytesTag(nameSession), r.ID.Session)
+	dst = appendUint(dst, varintTag(nameSequence), r.ID.Sequence)
+	dst = appendUint(dst, varintTag(nameFloor), r.ID.Floor)
+	dst = appendBool(dst, varintTag(nameRequired), r.ID.Required)
+	return endMessage(dst, body, guess)
+}
+
+// nameOverhead is a guess of what an operation's id takes beside its session.
+const nameOverhead = 10
+
+// nameSize is the most that the operation's id takes.
+func (o *Operation) nameSize() int {
+	if o.Request.ID.IsZero() {
+		return 4
+	}
+	return len(o.Request.ID.Session) + 2*11 + 10
 }
 
 // clamp32 keeps a number in the range of a uint32 field. A negative one becomes the largest, which every check of a range refuses
@@ -145,12 +172,37 @@ func DecodeOperation(b []byte, o *Operation) error {
 			req.Siblings = kv.SiblingMode(o.small(&r, uint64(kv.SiblingsError)))
 		case operationTimeout:
 			o.Timeout = time.Duration(r.uint32()) * time.Millisecond
+		case operationName:
+			o.decodeName(&r)
 		default:
 			o.Strange = int32(r.number)
 			r.skip()
 		}
 	}
 	return r.err()
+}
+
+func (o *Operation) decodeName(r *reader) {
+	id := &o.Request.ID
+	inner := reader{rest: r.bytes()}
+	for inner.next() {
+		switch inner.number {
+		case nameSession:
+			id.Session = inner.bytes()
+		case nameSequence:
+			id.Sequence = inner.uint()
+		case nameFloor:
+			id.Floor = inner.uint()
+		case nameRequired:
+			id.Required = inner.uint() != 0
+		default:
+			o.Strange = operationName
+			inner.skip()
+		}
+	}
+	if inner.malformed {
+		r.fail()
+	}
 }
 
 // small reads the value of an enum field whose largest known value is last; a larger one is strange and reads as 0.

@@ -37,6 +37,7 @@ var hunters = map[mutant.Name][]string{
 	mutant.LateStampAccepted:     {"TestAcknowledgedElementsAreThereAtBothLevelsAfterFaults"},
 	mutant.WipedDiskVotes:        {"TestWipedDiskDoesNotComeBackUnderItsOldName"},
 	mutant.ApplyReadsClock:       {"TestStrongRegistersAreLinearizableUnderFaults"},
+	mutant.NoDedup:               {"TestRepeatedIncrementsAreCountedExactlyOnceUnderFaults"},
 }
 
 // result is how a hunt ended.

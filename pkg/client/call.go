@@ -42,6 +42,9 @@ type call struct {
 
 	// refusal is why an endpoint refused the operation last; nil when none did.
 	refusal atomic.Pointer[kv.Error]
+	// unsure is set once an attempt of a write ended without a word of whether it was applied.
+	unsure  atomic.Bool
+	session *session // of the operation's id; nil for none, or the caller's own
 
 	// What follows belongs to whoever moves the operation along: one of dispatcher, sender, receiver or janitor at a time.
 	attempts  int
@@ -71,6 +74,9 @@ func (c *call) end() (from state, ok bool) {
 // publish makes the answer known. Only who claimed the end may call it.
 func (c *call) publish(err *kv.Error) {
 	c.err = err
+	if c.session != nil {
+		c.session.end(c.op.Request.ID.Sequence)
+	}
 	c.client.outstanding.Release(c.weight)
 	close(c.finished)
 }
@@ -82,10 +88,23 @@ func (c *call) abandon(err *kv.Error) {
 		return
 	}
 	outcome := kv.OutcomeNotApplied
-	if from == sent && c.write() {
+	if c.write() && (from == sent || c.unsure.Load()) {
 		outcome = kv.OutcomeUnknown
 	}
 	c.publish(err.WithOutcome(outcome))
+}
+
+// verdict is what the operation ends with when its last attempt failed with err. After an attempt whose outcome is unknown,
+// a refusal says only that the last one changed nothing; but a missed condition is what the group decided about the
+// operation, whichever attempt reached it.
+func (c *call) verdict(err *kv.Error) *kv.Error {
+	if !c.unsure.Load() || err.Code == kv.CodeVersionMismatch {
+		return err
+	}
+	if before := c.refusal.Load(); before != nil && err.Code == kv.CodeBadRequest {
+		err = before // the level turned out not to recognise repetitions; that is no news to the caller
+	}
+	return err.WithOutcome(kv.OutcomeUnknown)
 }
 
 // expire ends the operation because its deadline has passed. Where an endpoint refused it, and the refusal still stands, the

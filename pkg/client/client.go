@@ -27,7 +27,9 @@ type Client struct {
 	pacing pacing
 	born   time.Time // where turns are counted from
 	routes *routes
-	turn   atomic.Uint64 // counts operations, where each gets the next endpoint; starts anywhere
+	// sessions name strong writes, by their keys' places on the ring.
+	sessions []*session
+	turn     atomic.Uint64 // counts operations, where each gets the next endpoint; starts anywhere
 
 	// outstanding bounds what is not answered yet, by weight: see weigh.
 	outstanding *semaphore.Weighted
@@ -61,6 +63,7 @@ func New(cfg Config, deps Deps) (*Client, error) {
 		log:         deps.Logger,
 		born:        time.Now(),
 		routes:      newRoutes(),
+		sessions:    newSessions(),
 		pacing:      pacing{endpoints: len(cfg.Endpoints), retryMin: cfg.RetryMin, retryMax: cfg.RetryMax},
 		outstanding: semaphore.NewWeighted(int64(cfg.OutstandingBytesMax)),
 		notFound:    kv.Errorf(kv.CodeKeyNotFound, "the key does not exist"),
@@ -155,6 +158,7 @@ func (c *Client) start(ctx context.Context, req kv.Request, options []Option) *c
 		close(out.finished)
 		return out
 	}
+	c.name(out)
 	c.dispatch(out)
 	c.janitor.watch()
 	return out
@@ -232,11 +236,16 @@ func (c *Client) candidates(op *call) []*conn {
 
 // failed decides what follows a failed attempt of an operation in state sent: it is answered, or parked for another.
 func (c *Client) failed(op *call, index int, err *kv.Error, lost bool) {
-	pause, again := c.pacing.next(failure{write: op.write(), attempts: op.attempts, err: err, lost: lost})
+	if op.write() && err.Outcome != kv.OutcomeNotApplied {
+		op.unsure.Store(true)
+	}
+	pause, again := c.pacing.next(failure{
+		write: op.write(), named: !op.op.Request.ID.IsZero(), unsure: op.unsure.Load(), attempts: op.attempts, err: err, lost: lost,
+	})
 	now := time.Now()
 	if !again || !now.Add(pause).Before(op.deadline) {
 		if op.move(sent, done) {
-			op.publish(err)
+			op.publish(op.verdict(err))
 		}
 		return
 	}

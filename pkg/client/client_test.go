@@ -222,7 +222,7 @@ func TestWriteOnAServerThatDiesMidCallIsUnknownAndNeverSentAgain(t *testing.T) {
 		n.answer = func(*kvpb.Operation) *kvpb.Result { close(got); return nil }
 	}
 	c := cl.client()
-	f := c.SetAsync("k", "v")
+	f := c.SetAsync("k", "v", Eventual())
 	<-got
 	cl.nodes[0].stop()
 	cl.nodes[1].stop()
@@ -251,7 +251,7 @@ func TestWritesRefusedWithoutEffectGoElsewhere(t *testing.T) {
 	}
 }
 
-func TestWritesThatMayHaveHappenedAreNotRepeated(t *testing.T) {
+func TestEventualWritesThatMayHaveHappenedAreNotRepeated(t *testing.T) {
 	for name, answer := range map[string]*kvpb.Result{
 		"unknown":              refusal(kv.CodeNoLeader, kvpb.Outcome_OUTCOME_UNKNOWN),
 		"no outcome given":     refusal(kv.CodeNoLeader, kvpb.Outcome_OUTCOME_UNSPECIFIED),
@@ -263,7 +263,7 @@ func TestWritesThatMayHaveHappenedAreNotRepeated(t *testing.T) {
 			for _, n := range cl.nodes {
 				n.answer = func(*kvpb.Operation) *kvpb.Result { return answer }
 			}
-			_, err := cl.client().SetContext(t.Context(), "k", "v")
+			_, err := cl.client().SetContext(t.Context(), "k", "v", Eventual())
 			requireError(t, err, kv.Code(answer.GetError().GetCode()), kv.OutcomeUnknown)
 			total := 0
 			for _, n := range cl.nodes {
@@ -615,7 +615,7 @@ func TestReferenceHasTheExitCodes(t *testing.T) {
 	reference, err := os.ReadFile("../../docs/api.md")
 	require.NoError(t, err)
 	rows := regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\| `[A-Za-z]+` \\| (\\d) \\|$").FindAllStringSubmatch(string(reference), -1)
-	require.Len(t, rows, 17)
+	require.Len(t, rows, 18)
 	for _, row := range rows {
 		require.Equal(t, row[2], strconv.Itoa(ExitCode(kv.Errorf(kv.Code(row[1]), "x"))), row[1])
 	}

@@ -7,8 +7,11 @@
 //
 // Invariants:
 //   - An operation is answered exactly once, by its result, its deadline, or the closing of the client.
-//   - A write is sent again only when it is certain that it was not applied: it never left this process, or the answer
-//     said so. Otherwise its error has kv.OutcomeUnknown, and whether to write again is the caller's decision.
+//   - A write is applied at most once. It is sent again when it is certain that it was not applied: it never left this
+//     process, or the answer said so. A strong write has an id besides, by which the partition's group recognises a
+//     repetition; it is sent again within its deadline also when nobody knows what became of it. Whatever is still not
+//     known at the end has kv.OutcomeUnknown, and whether to write again is the caller's decision.
+//   - Once the outcome of an attempt was unknown, no refusal of a later one makes it known.
 //   - No operation outlives its deadline, whatever the network does.
 //   - What is outstanding is bounded; beyond the bound the caller waits.
 //

@@ -34,7 +34,7 @@ func ExitCode(err error) int {
 	switch e.Code {
 	case kv.CodeBadRequest, kv.CodeUnknownConsistency, kv.CodeBadQuorum, kv.CodeConditionNeedsStrong, kv.CodeCrossPartition:
 		return ExitUsage
-	case kv.CodeKeyNotFound:
+	case kv.CodeKeyNotFound, kv.CodeOperationNotFound:
 		return ExitNotFound
 	case kv.CodeVersionMismatch, kv.CodeLevelFenced, kv.CodeSiblings:
 		return ExitConflict

@@ -61,6 +61,13 @@ func IfExists() Option {
 	return func(r *request) { r.Condition = kv.Condition{Kind: kv.ConditionExists} }
 }
 
+// OperationID names a strong write by a text of 1 to 255 printable characters, as Idempotency-Key does over HTTP: whoever writes
+// again under the same name, be it another process, gets the first write's outcome and writes nothing. Without it the
+// client names its strong writes itself, which serves its own retries only.
+func OperationID(id string) Option {
+	return func(r *request) { r.ID = kv.OpID{Session: []byte(id), Required: true} }
+}
+
 // Context hands back the causal context of an earlier result, so that an eventual write overwrites exactly what was read.
 func Context(context []byte) Option { return func(r *request) { r.Context = context } }
 

@@ -12,7 +12,9 @@ const attemptsMax = 100
 // failure is one failed attempt, as the decision about the next one needs it.
 type failure struct {
 	write    bool
-	attempts int // how often the operation was sent, this time included
+	named    bool // a strong write with an id, which is not applied twice
+	unsure   bool // an attempt before may have been applied
+	attempts int  // how often the operation was sent, this time included
 	err      *kv.Error
 	// lost: the connection broke before an answer came.
 	lost bool
@@ -26,23 +28,31 @@ type pacing struct {
 
 // next decides what follows a failed attempt: whether to send again, and after which pause. The caller checks the deadline.
 //
-// A write is sent again only when it was certainly not applied. A lost read is sent again at once, because another
+// A write is sent again only when it was certainly not applied, or has an id. A lost read is sent again at once, because another
 // endpoint is as good; a refusal (no leader, not ready, overloaded) is worth a pause, because the next endpoint will most likely
 // say the same. QUORUM_UNAVAILABLE depends on which side of a cut the endpoint is, so a read tries each endpoint once.
 func (p pacing) next(f failure) (pause time.Duration, again bool) {
 	if f.attempts >= attemptsMax {
 		return 0, false
 	}
-	if f.lost {
-		return 0, !f.write && f.attempts <= p.endpoints
-	}
-	if f.write && f.err.Outcome != kv.OutcomeNotApplied {
+	unsure := f.write && (f.unsure || f.err.Outcome != kv.OutcomeNotApplied)
+	switch {
+	case f.lost && f.attempts <= p.endpoints:
+		return 0, !f.write || f.named
+	case f.lost:
+		return p.pause(f.attempts), f.named
+	case unsure && !f.named:
 		return 0, false
 	}
 	switch f.err.Code {
+	case kv.CodeDeadlineExceeded:
+		return p.pause(f.attempts), unsure && f.err.Retryable
 	case kv.CodeNoLeader, kv.CodeNotReady, kv.CodeOverloaded:
 		return max(p.pause(f.attempts), f.err.RetryAfter), f.err.Retryable
 	case kv.CodeQuorumUnavailable:
+		if unsure {
+			return p.pause(f.attempts), f.err.Retryable
+		}
 		return 0, !f.write && f.attempts < p.endpoints
 	default:
 		return 0, false

@@ -152,6 +152,7 @@ func (c *conn) sendBatch(stream grpc.ClientStream, out *outgoing) error {
 	for i, op := range out.calls {
 		wire := op.op
 		wire.ID = out.ids[i]
+		wire.Request.ID = op.id()
 		// The server gives up within the last millisecond before the client does. 0 would mean its default.
 		wire.Timeout = max(op.deadline.Sub(now).Truncate(time.Millisecond), time.Millisecond)
 		out.frame.Data = kvwire.AppendOperation(out.frame.Data, &wire)

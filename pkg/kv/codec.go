@@ -16,9 +16,12 @@ import (
 var ErrMalformed = errors.New("kv: malformed message")
 
 const (
-	requestFormat  = 1
-	responseFormat = 1
-	errorFormat    = 1
+	requestFormat = 1
+	// requestFormatMore is a request that does more than the first version knew of: a byte of flags and what they
+	// announce follow.
+	requestFormatMore = 2
+	responseFormat    = 1
+	errorFormat       = 1
 
 	// siblingBytesMin is an encoded sibling with an empty value and no timestamp.
 	siblingBytesMin = 1 + 1 + 1
@@ -31,11 +34,19 @@ const (
 	flagTimestamp = 1 << 2 // a timestamp follows; left out when it is zero
 	flagDeleted   = 1 << 0 // of a sibling
 	flagRetryable = 1 << 0 // of an error
+
+	flagID         = 1 << 0 // of a request with more
+	flagIDRequired = 1 << 1
 )
 
 // AppendRequest appends the request.
 func AppendRequest(dst []byte, r *Request) []byte {
-	dst = append(dst, requestFormat, byte(r.Op), byte(r.Level), byte(r.Condition.Kind), byte(r.Siblings), r.Hops)
+	more := moreOf(r)
+	format := byte(requestFormat)
+	if more != 0 {
+		format = requestFormatMore
+	}
+	dst = append(dst, format, byte(r.Op), byte(r.Level), byte(r.Condition.Kind), byte(r.Siblings), r.Hops)
 	if r.Condition.Kind != ConditionNone {
 		dst = binary.AppendUvarint(dst, r.Condition.Version)
 	}
@@ -44,16 +55,37 @@ func AppendRequest(dst []byte, r *Request) []byte {
 	dst = appendInt(dst, r.Quorum.W)
 	dst = appendBytes(dst, r.Key)
 	dst = appendBytes(dst, r.Value)
-	return appendBytes(dst, r.Context)
+	dst = appendBytes(dst, r.Context)
+	if more == 0 {
+		return dst
+	}
+	return appendMore(append(dst, more), r, more)
+}
+
+// moreOf returns the flags of what the request has that the first version did not know; 0 for most.
+func moreOf(r *Request) byte {
+	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired)
+}
+
+func appendMore(dst []byte, r *Request, more byte) []byte {
+	if more&flagID != 0 {
+		dst = appendBytes(dst, r.ID.Session)
+		dst = binary.AppendUvarint(dst, r.ID.Sequence)
+		dst = binary.AppendUvarint(dst, r.ID.Floor)
+	}
+	return dst
 }
 
 // DecodeRequest reads what AppendRequest wrote, which must be all of b. Key, Value and Context alias b; empty ones are
 // nil.
 func DecodeRequest(b []byte) (Request, error) {
 	d := decoder{b: b}
-	d.format(requestFormat)
+	format := d.byte()
+	if format != requestFormat && format != requestFormatMore {
+		d.fail()
+	}
 	r := Request{
-		Op:        Op(d.enum(byte(OpDelete))),
+		Op:        Op(d.enum(byte(OpInquire))),
 		Level:     Level(d.enum(byte(LevelLocal))),
 		Condition: Condition{Kind: ConditionKind(d.enum(byte(ConditionExists)))},
 		Siblings:  SiblingMode(d.enum(byte(SiblingsError))),
@@ -66,6 +98,9 @@ func DecodeRequest(b []byte) (Request, error) {
 	r.Key = d.bytes()
 	r.Value = d.bytes()
 	r.Context = d.bytes()
+	if format == requestFormatMore {
+		d.more(&r)
+	}
 	if err := d.finish("request"); err != nil {
 		return Request{}, err
 	}
@@ -304,6 +339,20 @@ func (d *decoder) time() time.Time {
 		return time.Time{}
 	}
 	return time.Unix(seconds, int64(nanos)).UTC()
+}
+
+// more reads what appendMore wrote, flags included. What is empty has no flag.
+func (d *decoder) more(r *Request) {
+	more := d.enum(flagID | flagIDRequired)
+	r.ID.Required = more&flagIDRequired != 0
+	if more&flagID != 0 {
+		r.ID.Session = d.bytes()
+		r.ID.Sequence = d.uvarint()
+		r.ID.Floor = d.uvarint()
+	}
+	if more == 0 || (more&flagID != 0) == r.ID.IsZero() {
+		d.fail()
+	}
 }
 
 func (d *decoder) sibling(s *Sibling) {

@@ -36,6 +36,13 @@ func drawRequest(t *rapid.T) Request {
 		Context:  drawBytes(t, "context"),
 		Hops:     rapid.Byte().Draw(t, "hops"),
 	}
+	if rapid.Bool().Draw(t, "id") {
+		r.ID = OpID{
+			Session:  rapid.SliceOfN(rapid.Byte(), 1, 255).Draw(t, "session"),
+			Sequence: rapid.Uint64().Draw(t, "sequence"), Floor: rapid.Uint64().Draw(t, "floor"),
+			Required: rapid.Bool().Draw(t, "required"),
+		}
+	}
 	if kind := rapid.IntRange(0, int(ConditionExists)).Draw(t, "condition"); kind != 0 {
 		r.Condition = Condition{Kind: ConditionKind(kind), Version: rapid.Uint64().Draw(t, "version")}
 	}

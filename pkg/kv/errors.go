@@ -18,6 +18,7 @@ const (
 	CodeConditionNeedsStrong Code = "CONDITION_NEEDS_STRONG"
 	CodeCrossPartition       Code = "CROSS_PARTITION"
 	CodeKeyNotFound          Code = "KEY_NOT_FOUND"
+	CodeOperationNotFound    Code = "OPERATION_NOT_FOUND"
 	CodeLevelFenced          Code = "LEVEL_FENCED"
 	CodeSiblings             Code = "SIBLINGS"
 	CodeVersionMismatch      Code = "VERSION_MISMATCH"

@@ -18,9 +18,11 @@ const (
 	OpGet Op = iota + 1
 	OpPut
 	OpDelete
+	// OpInquire asks what became of the write that Request.ID names; Key is one that it was to change.
+	OpInquire
 )
 
-var opNames = [...]string{"invalid", "get", "put", "delete"}
+var opNames = [...]string{"invalid", "get", "put", "delete", "inquire"}
 
 // String returns the operation as metrics and messages spell it.
 func (o Op) String() string {
@@ -78,6 +80,8 @@ type Request struct {
 	Key       []byte
 	Value     []byte
 	Context   []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
+	// ID lets a strong write be repeated without being applied twice.
+	ID OpID
 	// Hops counts the nodes that forwarded the request. Bounded by the router, so that nodes that disagree about a
 	// leader cannot hand a request around for ever.
 	Hops uint8

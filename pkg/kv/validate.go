@@ -22,11 +22,17 @@ func (r *Request) Validate(l Limits) error {
 	if r.Condition.Kind != ConditionNone && !r.Op.IsWrite() {
 		return Errorf(CodeBadRequest, "a condition guards a write; it means nothing on a read")
 	}
+	if err := r.ID.validate(r.Op, r.Level); err != nil {
+		return err
+	}
 	if r.Op.IsWrite() && r.Siblings != SiblingsDefault {
 		return Errorf(CodeBadRequest, "siblings= chooses how a read answers; it means nothing on a write")
 	}
 	if r.Level == LevelStrong {
 		return r.validateStrong()
+	}
+	if r.Op == OpInquire {
+		return Errorf(CodeBadRequest, "only level strong remembers operations, not %s", r.Level)
 	}
 	if r.Condition.Kind != ConditionNone {
 		return Errorf(CodeConditionNeedsStrong, "a condition can only be honoured at level strong, not at %s", r.Level)
@@ -46,7 +52,7 @@ func (r *Request) Validate(l Limits) error {
 
 func (r *Request) validateSizes(l Limits) error {
 	switch {
-	case r.Op < OpGet || r.Op > OpDelete:
+	case r.Op < OpGet || r.Op > OpInquire:
 		return Errorf(CodeBadRequest, "unknown operation %d", r.Op)
 	case len(r.Key) == 0:
 		return Errorf(CodeBadRequest, "the key is empty; a key has 1 to %d bytes", l.KeyBytesMax)
@@ -64,6 +70,8 @@ func (r *Request) validateStrong() error {
 		return Errorf(CodeBadRequest, "level strong is always decided by a majority of the partition's replicas; n, r and w go with level eventual")
 	case len(r.Context) > 0:
 		return Errorf(CodeBadRequest, "a context orders eventual writes; at level strong use if-version")
+	case r.Op == OpInquire && r.ID.IsZero():
+		return Errorf(CodeBadRequest, "the operation id is empty; it has 1 to %d bytes", OpSessionBytesMax)
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ const (
 	ApplyReadsClock       Name = "apply_reads_clock"
 	SnapshotNotAtomic     Name = "snapshot_not_atomic"
 	TruncatedTooEarly     Name = "truncated_too_early"
+	NoDedup               Name = "no_dedup"
 )
 
 // All returns every name, in the order in which they are run.
@@ -34,5 +35,6 @@ func All() []Name {
 		ReadWithoutQuorum, RepeatedRequestServed, QuorumCountedEarly, OwnCopyIgnored, FailureCountedAsAck, DotRepeated,
 		ContextIgnored, MergeOverwrites, BlindWriteCovers, TombstoneDropped, LateStampAccepted, WipedDiskVotes, ApplyReadsClock,
 		SnapshotNotAtomic, TruncatedTooEarly,
+		NoDedup,
 	}
 }

@@ -89,6 +89,11 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 	if err := r.Validate(n.cfg.Limits); err != nil {
 		return route{}, err
 	}
+	if r.Level != kv.LevelStrong && !r.ID.IsZero() {
+		c := *r
+		c.ID = kv.OpID{}
+		r = &c
+	}
 	if !st.Ready() {
 		return route{}, kv.Errorf(kv.CodeNotReady, "the cluster has no partition map yet")
 	}
@@ -178,7 +183,7 @@ func (n *Node) forward(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Res
 func forwardError(err error, r *kv.Request, to string) error {
 	if _, ok := errors.AsType[*kv.Error](err); ok {
 		e := *kv.AsError(err)
-		if !r.Op.IsWrite() {
+		if r.Op == kv.OpGet {
 			e.Outcome = kv.OutcomeNotApplied
 		}
 		return &e
@@ -203,12 +208,19 @@ func (n *Node) pickOwner(owners []kv.NodeID, attempt int) kv.NodeID {
 // serveStrong runs the request on this node, which leads the partition as far as it knows.
 func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 	r := rt.request
-	if r.Op == kv.OpGet {
+	switch r.Op {
+	case kv.OpGet:
 		return n.strongGet(ctx, rt)
+	case kv.OpInquire:
+		return n.inquire(ctx, rt)
+	default:
 	}
 	reply, err := n.strong.Write(ctx, rt.partition, consensus.WriteOp{
-		Key: r.Key, Value: r.Value, Delete: r.Op == kv.OpDelete, Condition: r.Condition,
+		Key: r.Key, Value: r.Value, Delete: r.Op == kv.OpDelete, Condition: r.Condition, ID: r.ID,
 	})
+	if err == nil {
+		err = refusal(reply)
+	}
 	if err != nil {
 		return kv.Response{}, err
 	}

@@ -1,0 +1,316 @@
+package consensus
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// testMachine applies entries to an engine of its own.
+type testMachine struct {
+	t      failer
+	fs     *vfs.MemFS
+	engine *storage.Engine
+	m      kvMachine
+	index  uint64
+	now    time.Duration // since 1970, of the entries
+}
+
+// failer is what *testing.T and *rapid.T share.
+type failer interface {
+	require.TestingT
+	Helper()
+}
+
+const machineGroup = kv.GroupID(1)
+
+func newTestMachine(t failer) *testMachine {
+	fs := storage.NewCrashableMemFS()
+	cfg := storage.DefaultConfig()
+	cfg.CacheBytes, cfg.MemtableBytes = 1<<20, 1<<20
+	e, err := storage.Open("data", cfg, storage.Deps{FS: fs})
+	require.NoError(t, err)
+	return &testMachine{t: t, fs: fs, engine: e, m: kvMachine{state: e.State()}, index: 1, now: 400_000 * time.Hour}
+}
+
+// apply applies one entry with the commands.
+func (tm *testMachine) apply(commands ...[]byte) []*WriteReply {
+	tm.t.Helper()
+	tm.index++
+	e := Committed{
+		Group: machineGroup, Pos: causal.Position{Term: 1, Index: tm.index},
+		Time: causal.MakeHLC(tm.now.Milliseconds(), 0), Proposer: 1, Commands: commands,
+	}
+	b := tm.engine.NewBatch()
+	defer b.Close()
+	replies, err := tm.m.Apply(b, e)
+	require.NoError(tm.t, err)
+	b.SetApplied(machineGroup, storage.Applied{Index: tm.index, Term: 1})
+	require.NoError(tm.t, tm.engine.ApplyNoSync(b))
+	out := make([]*WriteReply, len(replies))
+	for i := range replies {
+		out[i] = replies[i].(*WriteReply)
+	}
+	return out
+}
+
+func (tm *testMachine) write(op WriteOp) WriteReply {
+	tm.t.Helper()
+	return *tm.apply(encodeCommand(op))[0]
+}
+
+func (tm *testMachine) close() { require.NoError(tm.t, tm.engine.Close()) }
+
+// rows closes the machine and returns everything that its disk holds.
+func (tm *testMachine) rows() map[string]string {
+	tm.t.Helper()
+	tm.close()
+	db, err := pebble.Open("data", &pebble.Options{FS: tm.fs, FormatMajorVersion: pebble.FormatNewest, ErrorIfNotExists: true})
+	require.NoError(tm.t, err)
+	it, err := db.NewIter(nil)
+	require.NoError(tm.t, err)
+	out := make(map[string]string)
+	for ok := it.First(); ok; ok = it.Next() {
+		out[string(it.Key())] = string(it.Value())
+	}
+	require.NoError(tm.t, it.Close())
+	require.NoError(tm.t, db.Close())
+	return out
+}
+
+func put(key, value string, id kv.OpID) WriteOp {
+	return WriteOp{Key: []byte(key), Value: []byte(value), ID: id}
+}
+
+func opID(session string, sequence, floor uint64) kv.OpID {
+	return kv.OpID{Session: []byte(session), Sequence: sequence, Floor: floor}
+}
+
+func TestRepeatedOperationIsAnsweredAndNotApplied(t *testing.T) {
+	tm := newTestMachine(t)
+	defer tm.close()
+	first := tm.write(put("k", "a", opID("s", 4, 2)))
+	require.True(t, first.Applied)
+	tm.write(put("k", "b", opID("s", 5, 2)))
+	again := tm.write(put("k", "a", opID("s", 4, 3)))
+	require.True(t, again.Repeated)
+	again.Repeated = false
+	require.Equal(t, first, again)
+	s, _, err := tm.engine.State().Strong(machineGroup, []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, "b", string(s.Value))
+	// A missed condition is an outcome too: what it missed may have become true since.
+	absent := put("new", "x", opID("s", 6, 4))
+	absent.Condition = kv.Condition{Kind: kv.ConditionVersion, Version: 9}
+	missed := tm.write(absent)
+	require.False(t, missed.Applied)
+	again = tm.write(absent)
+	require.True(t, again.Repeated)
+	require.False(t, again.Applied)
+	// A delete remembers that there was something to delete.
+	del := WriteOp{Key: []byte("k"), Delete: true, ID: opID("s", 7, 6)}
+	require.True(t, tm.write(del).Found)
+	require.True(t, tm.write(del).Found)
+	reply, found, err := recall(tm.engine.State(), machineGroup, opID("s", 7, 0))
+	require.NoError(t, err)
+	require.True(t, found && reply.Applied && reply.Found)
+	_, found, err = recall(tm.engine.State(), machineGroup, opID("s", 4, 0))
+	require.NoError(t, err)
+	require.False(t, found, "the client no longer asks for what lies below its floor")
+}
+
+func TestIDGivenToAnotherRequestIsRefused(t *testing.T) {
+	tm := newTestMachine(t)
+	defer tm.close()
+	tm.write(put("k", "a", opID("s", 0, 0)))
+	for name, op := range map[string]WriteOp{
+		"another value":     put("k", "b", opID("s", 0, 0)),
+		"another key":       put("l", "a", opID("s", 0, 0)),
+		"another operation": {Key: []byte("k"), Delete: true, ID: opID("s", 0, 0)},
+		"a condition":       {Key: []byte("k"), Value: []byte("a"), Condition: kv.Condition{Kind: kv.ConditionExists}, ID: opID("s", 0, 0)},
+	} {
+		require.Equal(t, WriteReply{Refused: RefusedReuse}, tm.write(op), name)
+	}
+	s, _, err := tm.engine.State().Strong(machineGroup, []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, "a", string(s.Value))
+}
+
+func TestOneEntryThatHoldsAnOperationTwiceAppliesItOnce(t *testing.T) {
+	tm := newTestMachine(t)
+	defer tm.close()
+	// The packer keeps commands of one key apart; the machine does not rely on it.
+	raw := encodeCommand(WriteOp{
+		Key: []byte("k"), Value: []byte("v"), Condition: kv.Condition{Kind: kv.ConditionVersion}, ID: opID("s", 1, 0),
+	})
+	replies := tm.apply(raw, raw, encodeCommand(put("l", "v", opID("s", 1, 0))))
+	require.True(t, replies[0].Applied && !replies[0].Repeated)
+	require.True(t, replies[1].Applied && replies[1].Repeated)
+	require.Equal(t, replies[0].Revision, replies[1].Revision)
+	require.Equal(t, RefusedReuse, replies[2].Refused)
+}
+
+func TestWriteBelowTheFloorIsNotApplied(t *testing.T) {
+	tm := newTestMachine(t)
+	defer tm.close()
+	tm.write(put("k", "new", opID("s", 9, 9)))
+	// An attempt that was under way for so long that its client has given up.
+	require.Equal(t, WriteReply{Refused: RefusedForgotten}, tm.write(put("k", "old", opID("s", 8, 3))))
+	s, _, err := tm.engine.State().Strong(machineGroup, []byte("k"))
+	require.NoError(t, err)
+	require.Equal(t, "new", string(s.Value))
+}
+
+func TestOperationsAreKnownForFifteenMinutesAndThenGone(t *testing.T) {
+	for _, into := range []time.Duration{0, time.Minute, 5*time.Minute - time.Millisecond} {
+		tm := newTestMachine(t)
+		tm.now += into
+		tm.write(put("a", "v", opID("a", 0, 0)))
+		tm.now += 15 * time.Minute
+		tm.write(put("b", "v", opID("b", 0, 0)))
+		require.True(t, tm.write(put("a", "v", opID("a", 0, 0))).Repeated, "after %s", into)
+		tm.now += 25 * time.Minute
+		tm.write(put("c", "v", opID("c", 0, 0)))
+		// A clock that falls back brings nothing back.
+		tm.now -= 20 * time.Minute
+		require.False(t, tm.write(put("b", "v", opID("b", 0, 0))).Repeated)
+		sessions := 0
+		for key := range tm.rows() {
+			if bytes.HasPrefix([]byte(key), []byte{1, 0, 0, 0, 1, 0x11, dedupSession}) {
+				sessions++
+			}
+		}
+		require.Equal(t, 2, sessions, "b, written again, and c")
+	}
+}
+
+func TestSessionIsBounded(t *testing.T) {
+	tm := newTestMachine(t)
+	defer tm.close()
+	for i := range uint64(sessionRecordsMax + 10) {
+		tm.write(put("k", "v", opID("s", i, 0)))
+	}
+	s, err := readSession(tm.engine.State(), machineGroup, []byte("s"), eraOf(causal.MakeHLC(tm.now.Milliseconds(), 0)))
+	require.NoError(t, err)
+	require.Len(t, s.records, sessionRecordsMax)
+	require.Equal(t, RefusedForgotten, tm.write(put("k", "v", opID("s", 9, 0))).Refused, "forgotten is not new")
+	require.True(t, tm.write(put("k", "v", opID("s", 10, 0))).Repeated)
+}
+
+// twinOp is an operation as the twin remembers it.
+type twinOp struct {
+	body  string
+	reply WriteReply
+}
+
+// machineTwin is the machine as a map, with a memory that does not end.
+type machineTwin struct {
+	keys   map[string]storage.Strong
+	ops    map[string]twinOp
+	floors map[string]uint64
+}
+
+func (w *machineTwin) apply(op WriteOp, index uint64) WriteReply {
+	name, body := fmt.Sprintf("%s/%d", op.ID.Session, op.ID.Sequence), fmt.Sprint(string(op.Key), op.Delete, string(op.Value), op.Condition)
+	if !op.ID.IsZero() {
+		switch known, found := w.ops[name]; {
+		case op.ID.Sequence < w.floors[string(op.ID.Session)]:
+			return WriteReply{Refused: RefusedForgotten}
+		case found && known.body != body:
+			return WriteReply{Refused: RefusedReuse}
+		case found:
+			known.reply.Repeated = true
+			return known.reply
+		}
+	}
+	s, live := w.keys[string(op.Key)]
+	reply := WriteReply{Found: live && (op.Delete || op.Condition.Kind != kv.ConditionNone), Revision: s.Revision}
+	switch op.Condition.Kind {
+	case kv.ConditionVersion:
+		reply.Applied = s.Revision == op.Condition.Version
+	case kv.ConditionExists:
+		reply.Applied = live
+	default:
+		reply.Applied = true
+	}
+	if reply.Applied {
+		reply.Revision = index
+		w.keys[string(op.Key)] = storage.Strong{Value: op.Value, Revision: index}
+		if op.Delete {
+			delete(w.keys, string(op.Key))
+		}
+	}
+	if !op.ID.IsZero() {
+		w.ops[name] = twinOp{body, reply}
+		w.floors[string(op.ID.Session)] = max(w.floors[string(op.ID.Session)], op.ID.Floor)
+	}
+	return reply
+}
+
+// drawSmallOp draws from so few keys, values and ids that repetitions, reuses and conditions that hold are frequent.
+func drawSmallOp(t *rapid.T, index uint64) WriteOp {
+	op := WriteOp{Key: fmt.Appendf(nil, "k%d", rapid.IntRange(0, 3).Draw(t, "key")), Delete: rapid.IntRange(0, 3).Draw(t, "delete") == 0}
+	if !op.Delete {
+		op.Value = fmt.Appendf(nil, "v%d", rapid.IntRange(0, 1).Draw(t, "value"))
+	}
+	switch kind := kv.ConditionKind(rapid.IntRange(0, 2).Draw(t, "condition")); kind {
+	case kv.ConditionVersion:
+		op.Condition = kv.Condition{Kind: kind, Version: rapid.Uint64Range(0, index).Draw(t, "version")}
+	default:
+		op.Condition.Kind = kind
+	}
+	if rapid.Bool().Draw(t, "id") {
+		op.ID = opID(rapid.SampledFrom([]string{"s", "t"}).Draw(t, "session"), rapid.Uint64Range(0, 12).Draw(t, "sequence"), 0)
+		op.ID.Floor = rapid.Uint64Range(0, op.ID.Sequence).Draw(t, "floor") / 2
+	}
+	return op
+}
+
+// The machine against the twin, and against a second machine: whatever the entries, equal ones leave equal rows.
+func TestMachineAgreesWithAMapAndWithItself(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		one, other := newTestMachine(t), newTestMachine(t)
+		twin := &machineTwin{keys: map[string]storage.Strong{}, ops: map[string]twinOp{}, floors: map[string]uint64{}}
+		for range rapid.IntRange(1, 25).Draw(t, "entries") {
+			// A clock may fall back when another node leads.
+			pause := time.Duration(rapid.IntRange(-1, 3).Draw(t, "pause")) * 10 * time.Second
+			one.now, other.now = one.now+pause, other.now+pause
+			var commands [][]byte
+			var want []WriteReply
+			keys := make(map[string]bool)
+			for range rapid.IntRange(1, 4).Draw(t, "commands") {
+				op := drawSmallOp(t, one.index)
+				if keys[string(op.Key)] {
+					continue // the packer's promise
+				}
+				keys[string(op.Key)] = true
+				commands = append(commands, encodeCommand(op))
+				want = append(want, twin.apply(op, one.index+1))
+			}
+			replies := one.apply(commands...)
+			other.apply(commands...)
+			for i, got := range replies {
+				got.Stamp = causal.Stamp{}
+				require.Equal(t, want[i], *got, "command %d of entry %d", i, one.index)
+			}
+		}
+		for key := range twin.keys {
+			s, found, err := one.engine.State().Strong(machineGroup, []byte(key))
+			require.NoError(t, err)
+			require.True(t, found && !s.Deleted)
+			require.Equal(t, twin.keys[key].Revision, s.Revision)
+			require.Equal(t, string(twin.keys[key].Value), string(s.Value))
+		}
+		require.Equal(t, one.rows(), other.rows())
+	})
+}

@@ -1,0 +1,278 @@
+package consensus
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/invariant"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// What a group remembers of the operations that it has applied, so that a repetition is answered and not applied again.
+//
+// There is one row a session, not one an operation: a client that has sixty writes in an entry costs one read and one
+// write, where a row an operation would make every put three. The row holds the replies of the session's operations from
+// its floor on, which is what the client still waits for.
+//
+// Time comes in eras of five minutes, told by the entries' own times and never going back: the group's era is a row. A
+// session's row lies under the era in which it was last written. An era that is over for fifteen minutes is removed
+// whole, by one range, when the next one begins; an index of sessions by time would have to be written, scanned past what
+// was removed from it, and cleaned.
+const (
+	eraMillis = 5 * 60 * 1000
+	// erasKept are the eras whose sessions are known: the present one and three that are over, so that whatever was
+	// written is known for at least fifteen minutes.
+	erasKept = 4
+
+	// sessionRecordsMax bounds what is kept of one session. Beyond it the floor rises: a client with more writes under way
+	// in one partition may find an outcome unknown that would have been known.
+	sessionRecordsMax = 1024
+
+	sessionFormat byte = 1
+)
+
+// Rows, within the group's dedup rows.
+const (
+	dedupEra     byte = 0 // the group's era
+	dedupSession byte = 1 // era, session
+)
+
+// opRecord is one operation that was applied.
+type opRecord struct {
+	sequence, fingerprint uint64
+	reply                 []byte
+}
+
+// session is what a row says.
+type session struct {
+	name []byte
+	// floor is the number below which operations are neither known nor applied any more.
+	floor uint64
+	// records are in the order of their sequence numbers, none of which lies below floor.
+	records []opRecord
+	// era is that of the row that was read; meaningless unless found.
+	era   uint64
+	found bool
+	// changed is set once an operation was added.
+	changed bool
+}
+
+// recall returns the reply to a command that was applied before, or that must not be applied.
+func (s *session) recall(c *command) (reply WriteReply, known bool, err error) {
+	i, found := s.search(c.ID.Sequence)
+	switch {
+	case found && mutant.Planted == mutant.NoDedup:
+		return WriteReply{}, false, nil
+	case found && s.records[i].fingerprint != c.fingerprint:
+		return WriteReply{Refused: RefusedReuse}, true, nil
+	case found:
+		reply, err := decodeReply(s.records[i].reply)
+		return reply, true, err
+	case c.ID.Sequence < s.floor:
+		return WriteReply{Refused: RefusedForgotten}, true, nil
+	}
+	return WriteReply{}, false, nil
+}
+
+func (s *session) search(sequence uint64) (int, bool) {
+	return slices.BinarySearchFunc(s.records, sequence, func(r opRecord, n uint64) int { return cmp.Compare(r.sequence, n) })
+}
+
+// remember adds an operation that was not known.
+func (s *session) remember(c *command, reply WriteReply) {
+	r := opRecord{sequence: c.ID.Sequence, fingerprint: c.fingerprint, reply: appendReply(nil, &reply)}
+	i, found := s.search(r.sequence)
+	if found {
+		s.records[i] = r
+	} else {
+		s.records = slices.Insert(s.records, i, r)
+	}
+	s.changed = true
+	s.floor = max(s.floor, c.ID.Floor)
+	if excess := len(s.records) - sessionRecordsMax; excess > 0 {
+		s.floor = max(s.floor, s.records[excess].sequence)
+	}
+	below, _ := s.search(s.floor)
+	s.records = s.records[below:]
+}
+
+// sessions are those that one entry needs. Commands of an entry see what those before them did here, so that an entry
+// which holds one operation twice applies it once.
+type sessions struct {
+	state storage.State
+	group kv.GroupID
+	// eraFound says that the group had one; era is the present one, and eraBefore that of the entry before.
+	eraFound       bool
+	era, eraBefore uint64
+	opened         bool
+	byName         map[string]*session
+	order          []*session
+}
+
+func eraOf(t causal.HLC) uint64 { return uint64(t.Millis()) / eraMillis }
+
+// open reads the group's era. Nothing is read for an entry whose commands have no ids.
+func (t *sessions) open(e Committed) error {
+	if t.opened {
+		return nil
+	}
+	row, found, err := t.state.Dedup(t.group, []byte{dedupEra})
+	if err != nil {
+		return err
+	}
+	if found {
+		if len(row) != 8 {
+			return fmt.Errorf("%w: era row of group %d", ErrUnreadable, t.group)
+		}
+		t.eraBefore = binary.BigEndian.Uint64(row)
+	}
+	t.eraFound, t.era, t.opened = found, max(t.eraBefore, eraOf(e.Time)), true
+	t.byName = make(map[string]*session)
+	return nil
+}
+
+// find returns the session, a new one when the group does not know it.
+func (t *sessions) find(name []byte) (*session, error) {
+	if s := t.byName[string(name)]; s != nil {
+		return s, nil
+	}
+	s, err := readSession(t.state, t.group, name, t.era)
+	if err != nil {
+		return nil, err
+	}
+	t.byName[string(name)] = s
+	t.order = append(t.order, s)
+	return s, nil
+}
+
+// write adds what changed to the batch.
+func (t *sessions) write(b *storage.Batch) {
+	changed := false
+	var key, row []byte
+	for _, s := range t.order {
+		if !s.changed {
+			continue
+		}
+		changed = true
+		if s.found && s.era != t.era {
+			b.DeleteDedup(t.group, appendSessionKey(nil, s.era, s.name))
+		}
+		key, row = appendSessionKey(key[:0], t.era, s.name), appendSession(row[:0], s)
+		b.SetDedup(t.group, key, row)
+	}
+	if !changed || (t.eraFound && t.era == t.eraBefore) {
+		return
+	}
+	b.SetDedup(t.group, []byte{dedupEra}, binary.BigEndian.AppendUint64(nil, t.era))
+	if t.era >= erasKept {
+		b.DeleteDedupRange(t.group, appendSessionKey(nil, 0, nil), appendSessionKey(nil, t.era-erasKept+1, nil))
+	}
+}
+
+// readSession looks for the session's row under the eras that are kept, the latest first.
+func readSession(state storage.State, g kv.GroupID, name []byte, era uint64) (*session, error) {
+	var key []byte
+	for back := uint64(0); back < erasKept && back <= era; back++ {
+		key = appendSessionKey(key[:0], era-back, name)
+		row, found, err := state.Dedup(g, key)
+		if err != nil {
+			return nil, err
+		}
+		if !found {
+			continue
+		}
+		s, err := decodeSession(row)
+		if err != nil {
+			return nil, fmt.Errorf("session %x of group %d: %w", name, g, err)
+		}
+		s.name, s.era, s.found = name, era-back, true
+		return s, nil
+	}
+	return &session{name: name}, nil
+}
+
+func appendSessionKey(dst []byte, era uint64, name []byte) []byte {
+	return append(binary.BigEndian.AppendUint64(append(dst, dedupSession), era), name...)
+}
+
+func appendSession(dst []byte, s *session) []byte {
+	dst = append(dst, sessionFormat)
+	dst = binary.AppendUvarint(dst, s.floor)
+	dst = binary.AppendUvarint(dst, uint64(len(s.records)))
+	for i := range s.records {
+		r := &s.records[i]
+		dst = binary.AppendUvarint(dst, r.sequence)
+		dst = binary.LittleEndian.AppendUint64(dst, r.fingerprint)
+		dst = appendBytes(dst, r.reply)
+	}
+	return dst
+}
+
+// decodeSession reads a row, which the session then aliases.
+func decodeSession(b []byte) (*session, error) {
+	r := reader{b: b}
+	if f := r.byte("session format"); r.err == nil && f != sessionFormat {
+		return nil, fmt.Errorf("%w: unknown session format %d", ErrUnreadable, f)
+	}
+	s := &session{floor: r.uvarint("floor")}
+	n := r.count("operations")
+	s.records = make([]opRecord, n)
+	for i := range s.records {
+		s.records[i] = opRecord{sequence: r.uvarint("sequence"), fingerprint: r.uint64("fingerprint"), reply: r.bytes("reply")}
+	}
+	if r.err == nil && len(r.b) > 0 {
+		r.fail("trailing bytes after a session:")
+	}
+	if r.err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreadable, r.err)
+	}
+	return s, nil
+}
+
+// Flags of a stored reply.
+const (
+	replyApplied byte = 1 << iota
+	replyFound
+	replyFlags = replyApplied | replyFound
+)
+
+// appendReply appends what a repetition will be answered.
+func appendReply(dst []byte, w *WriteReply) []byte {
+	invariant.Check(w.Refused == NotRefused, "a refusal is not remembered")
+	var flags byte
+	if w.Applied {
+		flags |= replyApplied
+	}
+	if w.Found {
+		flags |= replyFound
+	}
+	dst = binary.AppendUvarint(append(dst, flags), w.Revision)
+	if w.Applied {
+		dst = causal.AppendStamp(dst, w.Stamp)
+	}
+	return dst
+}
+
+func decodeReply(b []byte) (WriteReply, error) {
+	r := reader{b: b}
+	flags := r.byte("flags")
+	if flags&^replyFlags != 0 {
+		r.fail("flags")
+	}
+	w := WriteReply{Applied: flags&replyApplied != 0, Found: flags&replyFound != 0, Revision: r.uvarint("revision"), Repeated: true}
+	if r.err == nil && w.Applied {
+		w.Stamp, r.b, r.err = causal.DecodeStamp(r.b)
+	}
+	if r.err == nil && len(r.b) > 0 {
+		r.fail("trailing bytes after a reply:")
+	}
+	if r.err != nil {
+		return WriteReply{}, fmt.Errorf("%w: %w", ErrUnreadable, r.err)
+	}
+	return w, nil
+}
