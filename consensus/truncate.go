@@ -67,6 +67,13 @@ func (l *loop) truncate(b *storage.Batch) {
 	if len(l.planned) == 0 {
 		return
 	}
+	if mutant.Planted == mutant.TruncatedTooEarly {
+		b = l.deps.Engine.NewBatch()
+		defer func() {
+			_ = l.deps.Engine.ApplySync(b)
+			b.Close()
+		}()
+	}
 	waiting := l.planned[:0]
 	for _, g := range l.planned {
 		if g.plan.batch > l.durable && mutant.Planted != mutant.TruncatedTooEarly && g.stopped == nil {
@@ -86,8 +93,8 @@ func (l *loop) truncate(b *storage.Batch) {
 // carryOut truncates a group's log in the batch as far as it may be.
 func (l *loop) carryOut(b *storage.Batch, g *group, plan truncation) error {
 	to := l.limitsOf(g, plan.applied).index()
-	if mutant.Planted == mutant.TruncatedTooEarly {
-		to = g.log.hard.Commit // what is applied only after this batch
+	if n := len(g.ready.committed); mutant.Planted == mutant.TruncatedTooEarly && n > 0 {
+		to = g.ready.committed[n-1].GetIndex() // applied in a moment, and not durable for long
 	}
 	// A snapshot that was installed meanwhile may have moved the log beyond the plan.
 	if to <= g.log.truncated.Index {

@@ -37,6 +37,8 @@ var hunters = map[mutant.Name][]string{
 	mutant.LateStampAccepted:     {"TestAcknowledgedElementsAreThereAtBothLevelsAfterFaults"},
 	mutant.WipedDiskVotes:        {"TestWipedDiskDoesNotComeBackUnderItsOldName"},
 	mutant.ApplyReadsClock:       {"TestStrongRegistersAreLinearizableUnderFaults"},
+	mutant.SnapshotNotAtomic:     {"TestPowerCutsAroundTruncationsAndInstallsLoseNothing"},
+	mutant.TruncatedTooEarly:     {"TestPowerCutsAroundTruncationsAndInstallsLoseNothing"},
 	mutant.NoDedup:               {"TestRepeatedIncrementsAreCountedExactlyOnceUnderFaults"},
 }
 

@@ -64,17 +64,21 @@ type RingEntry struct {
 
 // PartitionDocument is one partition in GET /admin/partitions, as this node sees it.
 type PartitionDocument struct {
-	Partition kv.PartitionID `json:"partition"`
-	Group     kv.GroupID     `json:"group"`
-	Replicas  []string       `json:"replicas"`
-	Local     bool           `json:"local"` // whether this node holds a replica
-	Leader    string         `json:"leader,omitempty"`
-	State     string         `json:"state,omitempty"`
-	Term      uint64         `json:"term,omitempty"`
-	Commit    uint64         `json:"commit_index,omitempty"`
-	Applied   uint64         `json:"applied_index,omitempty"`
-	LastIndex uint64         `json:"last_index,omitempty"`
-	LogBytes  uint64         `json:"log_bytes,omitempty"`
+	Partition  kv.PartitionID `json:"partition"`
+	Group      kv.GroupID     `json:"group"`
+	Replicas   []string       `json:"replicas"`
+	Local      bool           `json:"local"` // whether this node holds a replica
+	Leader     string         `json:"leader,omitempty"`
+	State      string         `json:"state,omitempty"`
+	Term       uint64         `json:"term,omitempty"`
+	Commit     uint64         `json:"commit_index,omitempty"`
+	Applied    uint64         `json:"applied_index,omitempty"`
+	FirstIndex uint64         `json:"first_index,omitempty"`
+	LastIndex  uint64         `json:"last_index,omitempty"`
+	LogBytes   uint64         `json:"log_bytes,omitempty"`
+	// Snapshots that followers took from the local replica, and that were installed in it, since the node started.
+	SnapshotsSent     uint64 `json:"snapshots_sent,omitempty"`
+	SnapshotsReceived uint64 `json:"snapshots_received,omitempty"`
 }
 
 // StatsDocument is GET /api/stats: the sums, and each group.
@@ -158,7 +162,8 @@ func (n *Node) Partitions() []PartitionDocument {
 func (n *Node) fillGroup(doc *PartitionDocument, gs consensus.GroupStatus) {
 	doc.Local, doc.State, doc.Leader = true, gs.State, n.leaderName(gs.Leader)
 	doc.Term, doc.Commit, doc.Applied = gs.Term, gs.Commit, gs.Applied
-	doc.LastIndex, doc.LogBytes = gs.LastIndex, gs.LogBytes
+	doc.FirstIndex, doc.LastIndex, doc.LogBytes = gs.FirstIndex, gs.LastIndex, gs.LogBytes
+	doc.SnapshotsSent, doc.SnapshotsReceived = gs.SnapshotsSent, gs.SnapshotsReceived
 }
 
 // Stats sums up this node's groups.

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/node"
 )
 
 // seedsDefault keeps the simulation's share of `make test` well below a minute. CAPROCK_SIM_SEEDS asks for more.
@@ -61,6 +62,13 @@ func runEach(t *testing.T, seeds []uint64, nodes int, scenario func(t *testing.T
 
 // inBubble runs a scenario with a cluster that has just become ready, and checks the invariants.
 func inBubble(t *testing.T, seed uint64, nodes int, scenario func(t *testing.T, ctx context.Context, c *Cluster)) {
+	inTunedBubble(t, seed, nodes, nil, scenario)
+}
+
+// inTunedBubble is inBubble with nodes whose configuration tune changes.
+func inTunedBubble(
+	t *testing.T, seed uint64, nodes int, tune func(*node.Config), scenario func(t *testing.T, ctx context.Context, c *Cluster),
+) {
 	defer func() {
 		if t.Failed() {
 			scenario, _, _ := strings.Cut(t.Name(), "/")
@@ -68,7 +76,7 @@ func inBubble(t *testing.T, seed uint64, nodes int, scenario func(t *testing.T, 
 		}
 	}()
 	synctest.Test(t, func(t *testing.T) {
-		opts := Options{Nodes: nodes, Partitions: 4, Seed: seed}
+		opts := Options{Nodes: nodes, Partitions: 4, Seed: seed, Tune: tune}
 		if *logFlag {
 			opts.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		}

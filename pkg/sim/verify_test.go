@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/node"
 	"github.com/caprockdb/caprock/pkg/verify"
 )
 
@@ -39,6 +40,8 @@ type verified struct {
 	wipes    int
 	// lane distinguishes runs that would otherwise draw the same faults at the same moments.
 	lane uint64
+	// tune changes the configuration of the nodes; nil for none.
+	tune func(*node.Config)
 }
 
 // seeds returns the seeds of this kind of run. They share the seeds, as each run takes seconds: 200 are 20 a kind, and a few
@@ -90,7 +93,7 @@ func (v verified) run(t *testing.T) {
 			}()
 			var out *outcome
 			began := time.Now()
-			inBubble(t, seed, v.nodes, func(t *testing.T, ctx context.Context, c *Cluster) {
+			inTunedBubble(t, seed, v.nodes, v.tune, func(t *testing.T, ctx context.Context, c *Cluster) {
 				out = v.make(t, ctx, c, plan, drawn)
 			})
 			if out == nil {
