@@ -200,6 +200,10 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("consensus: inflight bytes (%d) must hold an append message (%d)",
 			c.InflightBytesMax, c.AppendBytesMax))
 	}
+	if pulled := c.SnapshotPullTimeout.Seconds() * float64(c.SnapshotBytesPerSecond); pulled < 2*float64(c.SnapshotChunkBytes*c.SnapshotSendsMax) {
+		errs = append(errs, fmt.Errorf("consensus: at %d bytes a second, %d snapshots in chunks of %d bytes take too long for a pull timeout of %v",
+			c.SnapshotBytesPerSecond, c.SnapshotSendsMax, c.SnapshotChunkBytes, c.SnapshotPullTimeout))
+	}
 	if c.LogBytesMax < 2*c.LogTailBytes {
 		errs = append(errs, fmt.Errorf("consensus: log bytes (%d) must hold the tail twice (%d)", c.LogBytesMax, c.LogTailBytes))
 	}

@@ -294,6 +294,10 @@ func TestConfigIsValidatedAndNeverChanged(t *testing.T) {
 		"tick":      func(c *Config) { c.TickInterval = 0 },
 		"rounds":    func(c *Config) { c.BarrierRoundsMax = -1 },
 		"campaigns": func(c *Config) { c.CampaignTicks = 0 },
+		"tail":      func(c *Config) { c.LogTailBytes = c.LogBytesMax },
+		"no tail":   func(c *Config) { c.LogTailBytes = 0 },
+		"fetches":   func(c *Config) { c.SnapshotFetchesMax = 0 },
+		"pace":      func(c *Config) { c.SnapshotBytesPerSecond = 1 << 10 },
 	} {
 		c := DefaultConfig()
 		spoil(&c)

@@ -253,9 +253,7 @@ func (l *loop) flush() {
 			for _, id := range inside {
 				if g := l.groups[id]; g != nil && g.stopped == nil {
 					g.rn.ReportUnreachable(uint64(p.to))
-					if _, sent := g.sends[p.to]; sent {
-						l.failSend(g, p.to)
-					}
+					l.lostOffer(g, p.to)
 				}
 			}
 		})

@@ -82,6 +82,16 @@ func (l *loop) failSend(g *group, to kv.NodeID) {
 	g.rn.ReportSnapshot(uint64(to), raft.SnapshotFailure)
 }
 
+// lostOffer handles the loss of a frame to a follower: it may have held an offer that the follower has not taken up.
+func (l *loop) lostOffer(g *group, to kv.NodeID) {
+	if _, sent := g.sends[to]; !sent {
+		return
+	}
+	if _, pulling := l.exports.active(g.id, to); !pulling {
+		l.failSend(g, to)
+	}
+}
+
 func (l *loop) endSend(g *group, to kv.NodeID, result string) {
 	delete(g.sends, to)
 	l.sending--
