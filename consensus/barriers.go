@@ -1,5 +1,7 @@
 package consensus
 
+import "github.com/caprockdb/caprock/pkg/mutant"
+
 // barrier is one caller of ReadBarrier. One whose caller went away stays until it is resolved, which a leader does
 // within a round trip, and a node that lost its majority when it notices.
 type barrier struct {
@@ -53,7 +55,7 @@ func (b *barriers) release(applied uint64) []*barrier {
 	var out []*barrier
 	kept := b.confirmed[:0]
 	for _, r := range b.confirmed {
-		if r.index <= applied {
+		if r.index <= applied || mutant.Planted == mutant.ReadBeforeApply {
 			out = append(out, r.barriers...)
 		} else {
 			kept = append(kept, r)
@@ -77,6 +79,15 @@ func (b *barriers) expire(before uint64) {
 	}
 	clear(b.issued[len(kept):])
 	b.issued = kept
+}
+
+// reissue gives up all rounds that are not confirmed, as expire does.
+func (b *barriers) reissue() {
+	for _, r := range b.issued {
+		b.waiting = append(b.waiting, r.barriers...)
+	}
+	clear(b.issued)
+	b.issued = b.issued[:0]
 }
 
 // drain removes and returns everything that this node can no longer answer as a leader. Confirmed rounds are part of

@@ -101,7 +101,7 @@ func TestWriteThenReadOnTheLeader(t *testing.T) {
 	})
 }
 
-func TestFollowersRefuseAndNameTheLeader(t *testing.T) {
+func TestFollowersRefuseWritesAndNameTheLeader(t *testing.T) {
 	bubble(t, 3, func(c *cluster) {
 		c.bootstrap(1)
 		leader, _ := c.awaitLeader(1, 5*time.Second)
@@ -112,16 +112,49 @@ func TestFollowersRefuseAndNameTheLeader(t *testing.T) {
 			}
 			ctx := c.timeout(time.Second)
 			_, err := n.store.Put(ctx, 0, WriteOp{Key: []byte("k")})
-			for _, err := range []error{err, n.store.ReadBarrier(ctx, 1)} {
-				e := kv.AsError(err)
-				require.Equal(t, kv.CodeNoLeader, e.Code)
-				require.Equal(t, kv.OutcomeNotApplied, e.Outcome)
-				require.ErrorAs(t, err, &ErrNotLeader{})
-				require.ErrorIs(t, err, ErrNotLeader{Group: 1, Leader: leader.id})
-			}
+			e := kv.AsError(err)
+			require.Equal(t, kv.CodeNoLeader, e.Code)
+			require.Equal(t, kv.OutcomeNotApplied, e.Outcome)
+			require.ErrorAs(t, err, &ErrNotLeader{})
+			require.ErrorIs(t, err, ErrNotLeader{Group: 1, Leader: leader.id})
+			require.ErrorIs(t, n.store.ReadBarrier(ctx, 10), ErrNotLeader{Group: 10}, "it holds no replica of it")
 			_, err = n.store.Put(ctx, 9, WriteOp{Key: []byte("k")})
 			require.ErrorIs(t, err, ErrNotLeader{Group: 10})
 		}
+	})
+}
+
+func TestFollowersReadWhatWasAcknowledgedBefore(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		leader, _ := c.awaitLeader(1, 5*time.Second)
+		time.Sleep(time.Second)
+		for i := range 50 {
+			_, err := leader.store.Put(c.timeout(time.Second), 0, WriteOp{Key: []byte("k"), Value: []byte(value(i))})
+			require.NoError(t, err)
+			for _, n := range c.nodes {
+				require.NoError(t, n.store.ReadBarrier(c.timeout(time.Second), 1))
+				row, _, err := n.strong(n.store, 1, "k")
+				require.NoError(t, err)
+				require.Equal(t, value(i), string(row.Value), "at node %d, leader %d", n.id, leader.id)
+			}
+		}
+	})
+}
+
+func TestFollowersBarrierFailsSoonWithItsLeaderAndWorksWithTheNext(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		leader, _ := c.awaitLeader(1, 5*time.Second)
+		time.Sleep(time.Second)
+		follower := c.nodes[c.others(leader.id)[0]]
+		require.NoError(t, c.stop(leader.id))
+		start := time.Now()
+		err := follower.store.ReadBarrier(c.timeout(time.Minute), 1)
+		require.ErrorAs(t, err, &ErrNotLeader{}, "it waits no longer than the follower believes in the dead leader")
+		require.Less(t, time.Since(start), 3*time.Second)
+		c.awaitLeader(1, 5*time.Second)
+		require.NoError(t, follower.store.ReadBarrier(c.timeout(time.Second), 1))
 	})
 }
 

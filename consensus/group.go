@@ -245,9 +245,19 @@ func acceptable(m *pb.Message, from, to kv.NodeID) bool {
 		return m.GetTerm() != 0
 	case pb.MsgSnap:
 		return offersSnapshot(m, to)
+	case pb.MsgReadIndex:
+		// It carries no term: a follower asks whoever it takes for the leader.
+		return m.GetTerm() == 0 && isReadContext(m)
+	case pb.MsgReadIndexResp:
+		return m.GetTerm() != 0 && isReadContext(m)
 	default:
 		return false
 	}
+}
+
+// isReadContext reports whether a message carries the number of a read round and nothing else.
+func isReadContext(m *pb.Message) bool {
+	return len(m.GetEntries()) == 1 && len(m.GetEntries()[0].GetData()) == readContextBytes
 }
 
 // offersSnapshot reports whether a MsgSnap names a snapshot of a configuration that this node is in.

@@ -99,18 +99,19 @@ func (h *history) add(client int, key string, start int64, in registerInput, out
 	h.ops[key] = append(h.ops[key], porcupine.Operation{ClientId: client, Input: in, Output: out, Call: start, Return: end})
 }
 
-// client reads and writes keys on whichever node believes to lead, including nodes that no longer do.
+// client writes keys on whichever node believes to lead, including nodes that no longer do, and reads them anywhere.
 func (h *history) client(ctx context.Context, c *cluster, id int, rng *rand.Rand) {
 	for i := 0; ctx.Err() == nil; i++ {
 		time.Sleep(time.Duration(1+rng.IntN(4)) * time.Millisecond)
 		n := c.nodes[c.ids[rng.IntN(len(c.ids))]]
 		store, fenced := n.life()
-		if store == nil || store.Leader(1) != n.id {
+		write := rng.IntN(2) == 0
+		if store == nil || write && store.Leader(1) != n.id {
 			continue
 		}
 		op, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
 		key := fmt.Sprintf("k%d-%d", rng.IntN(3), h.clock.Load()/600)
-		if rng.IntN(2) == 0 {
+		if !write {
 			h.read(op, n, store, id, key)
 		} else {
 			in := registerInput{write: true, value: fmt.Sprintf("c%d-%d", id, i), cond: rng.IntN(3) == 0}

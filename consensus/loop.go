@@ -330,7 +330,8 @@ func (l *loop) proposeBusy() {
 			continue
 		}
 		if !g.leads() {
-			l.refuse(g)
+			l.refuseProposals(g)
+			l.askLeader(g)
 			continue
 		}
 		if !g.transferring && len(g.queue) > 0 {
@@ -351,22 +352,41 @@ func (l *loop) proposeBusy() {
 // refuse answers what waits in a group that this node does not lead any more. Entries that Raft has taken are not among
 // it: their fate is decided by what is committed in their place.
 func (l *loop) refuse(g *group) {
-	err := notLeader(g.id, g.leader)
-	l.finishAll(g.queue, err)
-	g.queue = nil
+	l.refuseProposals(g)
 	if !g.barriers.empty() {
-		l.refuseBarriers(g.barriers.drain(), err)
+		l.refuseBarriers(g.barriers.drain(), notLeader(g.id, g.leader))
 	}
 }
 
+func (l *loop) refuseProposals(g *group) {
+	l.finishAll(g.queue, notLeader(g.id, g.leader))
+	g.queue = nil
+}
+
+// askLeader asks the group's leader on behalf of the barriers that wait on a follower. It confirms its leadership as for a
+// round of its own; its answer names the index to apply.
+func (l *loop) askLeader(g *group) {
+	switch {
+	case g.leader == kv.NoNode:
+		l.refuse(g)
+	case g.barriers.issue(l.rounds+1, l.ticks, l.cfg.BarrierRoundsMax):
+		l.rounds++
+		l.touch(g)
+		l.check(g, g.readIndex(l.readContext(l.rounds)))
+	}
+}
+
+// readContextBytes is the size of a read round's number with its prefix.
+const readContextBytes = 16
+
 // readContext spells a read round's number so that no other process, and no earlier life of this one, ever uses it.
 func (l *loop) readContext(round uint64) []byte {
-	return binary.BigEndian.AppendUint64(append(make([]byte, 0, 16), l.contextPrefix[:]...), round)
+	return binary.BigEndian.AppendUint64(append(make([]byte, 0, readContextBytes), l.contextPrefix[:]...), round)
 }
 
 // roundOf is the inverse of readContext; false for a context of another process.
 func (l *loop) roundOf(ctx []byte) (uint64, bool) {
-	if len(ctx) != 16 || [8]byte(ctx[:8]) != l.contextPrefix {
+	if len(ctx) != readContextBytes || [8]byte(ctx[:8]) != l.contextPrefix {
 		return 0, false
 	}
 	return binary.BigEndian.Uint64(ctx[8:]), true

@@ -164,11 +164,12 @@ func (s *Store) Delete(ctx context.Context, p kv.PartitionID, w WriteOp) (WriteR
 }
 
 // ReadBarrier returns once this node has applied everything that was committed in the group when it was called. A read
-// of the group's state that follows on this node is linearizable. It works on the leader only.
+// of the group's state that follows on this node is linearizable. A node that does not lead the group asks the leader that
+// it knows how far it has to apply.
 func (s *Store) ReadBarrier(ctx context.Context, g kv.GroupID) error {
-	v, err := s.leading(g)
-	if err != nil {
-		return err
+	v := s.views.get(g)
+	if v == nil || v.leaderID() == kv.NoNode {
+		return notLeader(g, kv.NoNode)
 	}
 	if v.barriers.Add(1) > int64(s.cfg.BarriersMax) {
 		v.barriers.Add(-1)

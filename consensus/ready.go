@@ -196,7 +196,8 @@ func (l *loop) accepted(g *group, st raft.SoftState) {
 
 // setLeader notes who leads the group. Whatever waits in it is refused when this node has just stopped leading.
 func (l *loop) setLeader(g *group, leader kv.NodeID, deposed bool) {
-	if leader != g.leader {
+	changed := leader != g.leader
+	if changed {
 		if leader == l.deps.Self {
 			l.metrics.leaders.Inc()
 		} else if g.leader == l.deps.Self {
@@ -215,6 +216,11 @@ func (l *loop) setLeader(g *group, leader kv.NodeID, deposed bool) {
 	if deposed {
 		g.transferring = false
 		l.refuse(g)
+	} else if changed && !g.barriers.empty() {
+		// Whoever was asked will not answer any more, or does not count.
+		g.barriers.reissue()
+		l.work(g)
+		l.again = true
 	}
 }
 

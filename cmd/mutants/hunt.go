@@ -24,6 +24,7 @@ var hunters = map[mutant.Name][]string{
 	mutant.VoteNotPersisted:      {"TestPowerCutOfTheWholeClusterLosesNothingAcknowledged"},
 	mutant.LeaderCountsItself:    {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing"},
 	mutant.LocalReadAsStrong:     {"TestStrongRegistersAreLinearizableUnderFaults"},
+	mutant.ReadBeforeApply:       {"TestStrongRegistersAreLinearizableUnderFaults"},
 	mutant.ReadWithoutQuorum:     {"TestStrongRegistersAreLinearizableUnderFaults"},
 	mutant.RepeatedRequestServed: {"TestStrongRegistersAreLinearizableUnderFaults", "TestConditionalWritesAreLinearizableUnderFaults"},
 	mutant.QuorumCountedEarly:    {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing", "TestSiblingsAreTheCausalMaximaAfterFaults"},

@@ -99,11 +99,14 @@ func (r *routes) endpoint(req *kv.Request) int {
 // that were handed on: an endpoint that is a replica itself is as good as any other, and they should take turns.
 func (r *routes) answered(index int, key []byte, result *kvwire.Result) {
 	t := r.table.Load()
-	by, known := t.endpoints[result.Coordinator]
+	slots, name := t.strong, result.Coordinator
+	if result.Level == kv.LevelStrong && len(result.Replicas) > 0 {
+		name = result.Replicas[0] // the leader; a follower that answers a read names it first
+	}
+	by, known := t.endpoints[name]
 	if !known || t.partitions == 0 {
 		return
 	}
-	slots := t.strong
 	if result.Level != kv.LevelStrong {
 		if by == index {
 			return

@@ -20,7 +20,12 @@ func (c *cluster) leaders(level kvpb.Level, leader func(p int) int) {
 		n.answer = func(op *kvpb.Operation) *kvpb.Result {
 			r := n.ok(op)
 			r.Level = level
-			r.Coordinator = c.nodes[leader(int(ring.PartitionOf(op.GetKey(), 16)))].name
+			leads := c.nodes[leader(int(ring.PartitionOf(op.GetKey(), 16)))].name
+			if level == kvpb.Level_LEVEL_STRONG {
+				r.Replicas = []string{leads, n.name} // a follower answers in its leader's place
+			} else {
+				r.Coordinator = leads
+			}
 			return r
 		}
 		n.mu.Unlock()

@@ -10,6 +10,7 @@ const (
 	VoteNotPersisted      Name = "vote_not_persisted"
 	LeaderCountsItself    Name = "leader_counts_itself"
 	LocalReadAsStrong     Name = "local_read_as_strong"
+	ReadBeforeApply       Name = "read_before_apply"
 	ReadWithoutQuorum     Name = "read_without_quorum"
 	RepeatedRequestServed Name = "repeated_request_served"
 	QuorumCountedEarly    Name = "quorum_counted_early"
@@ -32,7 +33,7 @@ const (
 func All() []Name {
 	return []Name{
 		NoSync, SendBeforePersist, VoteNotPersisted, LeaderCountsItself, LocalReadAsStrong,
-		ReadWithoutQuorum, RepeatedRequestServed, QuorumCountedEarly, OwnCopyIgnored, FailureCountedAsAck, DotRepeated,
+		ReadBeforeApply, ReadWithoutQuorum, RepeatedRequestServed, QuorumCountedEarly, OwnCopyIgnored, FailureCountedAsAck, DotRepeated,
 		ContextIgnored, MergeOverwrites, BlindWriteCovers, TombstoneDropped, LateStampAccepted, WipedDiskVotes, ApplyReadsClock,
 		SnapshotNotAtomic, TruncatedTooEarly,
 		NoDedup,

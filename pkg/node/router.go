@@ -149,8 +149,8 @@ func (n *Node) tryStrong(ctx context.Context, rt route, attempt int) (kv.Respons
 	target := n.pickOwner(rt.owners, attempt)
 	if owner {
 		target = n.strong.Leader(group)
-		if mutant.Planted == mutant.LocalReadAsStrong && rt.request.Op == kv.OpGet {
-			target = n.id.Node
+		if rt.request.Op == kv.OpGet && (target != kv.NoNode || mutant.Planted == mutant.LocalReadAsStrong) {
+			target = n.id.Node // any replica can answer, once the leader has said how far it must have applied
 		}
 	}
 	switch {
@@ -244,9 +244,14 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	if err != nil {
 		return kv.Response{}, err
 	}
+	replicas := n.strongReplicas(rt)
+	if s.Expiry != 0 && replicas[0] != n.id.Node {
+		// Whether a value has expired is for one clock to say, or it would come back with the next reader.
+		return n.forward(ctx, replicas[0], rt.request)
+	}
 	res := kv.Response{
 		Settled: true, Level: kv.LevelStrong, Context: causal.EncodeContext(rt.request.Key, nil),
-		Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node, Replicas: n.strongReplicas(rt),
+		Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node, Replicas: replicas,
 	}
 	if found && !s.Deleted {
 		res.Found, res.Value, res.Version, res.Timestamp = true, s.Value, s.Revision, s.Stamp.Time.Time()
@@ -254,9 +259,15 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	return res, nil
 }
 
-// strongReplicas names who vouches for a strong answer: the leader. Which of the others made up the majority is known
-// to Raft only.
-func (n *Node) strongReplicas(_ route) []kv.NodeID { return []kv.NodeID{n.id.Node} }
+// strongReplicas names who vouches for a strong answer: the leader first, then this node if it answers in its place.
+// Which of the others made up the majority is known to Raft only.
+func (n *Node) strongReplicas(rt route) []kv.NodeID {
+	leader := n.strong.Leader(rt.partition.Group())
+	if leader == kv.NoNode || leader == n.id.Node {
+		return []kv.NodeID{n.id.Node}
+	}
+	return []kv.NodeID{leader, n.id.Node}
+}
 
 // routeEventual coordinates here when this node is a replica of the key, else at one that is: one hop. A node whose
 // hybrid clock is far ahead of its wall clock, because the latter was wrong and has been set right, leaves writes to
