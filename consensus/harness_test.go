@@ -28,6 +28,8 @@ type cluster struct {
 	nodes map[kv.NodeID]*node
 	net   *network
 	meta  bool
+	// memtableBytes is how much storage collects before it writes tables; 0 for more than a test writes.
+	memtableBytes int64
 	// onPull is called with each pull before it is made; nil for nothing.
 	onPull func(from, to kv.NodeID, request []byte)
 
@@ -83,6 +85,9 @@ func (c *cluster) start(id kv.NodeID) {
 func (c *cluster) tryStart(n *node) error {
 	cfg := storage.DefaultConfig()
 	cfg.CacheBytes, cfg.MemtableBytes = 8<<20, 8<<20
+	if c.memtableBytes > 0 {
+		cfg.MemtableBytes = c.memtableBytes
+	}
 	var fs vfs.FS = n.fs
 	if n.wrap != nil {
 		fs = n.wrap(fs)

@@ -116,6 +116,46 @@ func TestLogsStayShortUnderOverwrites(t *testing.T) {
 	})
 }
 
+func TestDiskUseIsBoundedUnderOverwrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, time.Millisecond)
+		tinyLogs(&c.cfg)
+		c.memtableBytes = 256 << 10
+		defer c.close()
+		c.startAll()
+		c.bootstrap(1)
+		n, _ := c.awaitLeader(1, 5*time.Second)
+		const writers, writes, valueBytes = 16, 500, 1 << 10
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for i := range writes {
+					v := fmt.Appendf(nil, "%0*d", valueBytes, i)
+					_, err := n.store.Put(context.Background(), 0, WriteOp{Key: fmt.Appendf(nil, "%d", w), Value: v})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(5 * time.Second) // compactions end
+		for _, id := range c.ids {
+			size := int64(0)
+			fs := c.nodes[id].fs
+			names, err := fs.List("data")
+			require.NoError(t, err)
+			for _, name := range names {
+				fi, err := fs.Stat(fs.PathJoin("data", name))
+				require.NoError(t, err)
+				size += fi.Size()
+			}
+			require.Less(t, size, int64(writers*writes*valueBytes/4), "node %d wrote 8 MB of values and holds 16 KB", id)
+		}
+	})
+}
+
 func TestFollowerThatWasAwayForLongCatchesUpBySnapshot(t *testing.T) {
 	tiny(t, func(c *cluster) {
 		c.overwrite(50, 20)

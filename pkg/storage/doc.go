@@ -16,6 +16,9 @@
 //     error wrapping ErrCorruption, never a value.
 //   - All rows of a Raft group are contiguous, and the eventual lane's rows lie outside of them, so that a snapshot can
 //     replace one range and leave the other lane alone.
+//   - A snapshot of a group (GroupSnapshot) is of one moment, and an installed one (InstallGroup) replaces all rows of its
+//     group at once. It is outside the order of batches: durable at return, whether or not batches of other groups are that
+//     were applied before it.
 //   - Once the write-ahead log or the manifest could not be written, nothing is acknowledged and nothing changes on the
 //     disk any more (guard.go says how), and the process goes on living, so that it can say why it stops.
 //

@@ -1,5 +1,5 @@
 // Package transport carries everything small that nodes say to each other: Raft messages, replica writes and reads,
-// forwarded operations, exchanges, commands for group 0, and the replies.
+// forwarded operations, exchanges, commands for group 0, and the replies; and, on links apart, the parts of snapshots.
 //
 // It owns the Mux, which gathers whatever is pending for a peer into one batch a send, the table of calls that wait for
 // a reply, the links to peers and their repair, the byte form of batches, the fault injector of --dev, and the gRPC
