@@ -64,7 +64,7 @@ const (
 	e2ePoll  = 10 * time.Millisecond
 )
 
-// e2eCluster is three real processes on loopback.
+// e2eCluster is some real processes on loopback.
 type e2eCluster struct {
 	t     *testing.T
 	nodes []*e2eNode
@@ -83,17 +83,26 @@ type e2eNode struct {
 // newCluster lays out three nodes and starts nothing. Whatever still runs when the test ends is killed.
 func newCluster(t *testing.T) *e2eCluster {
 	t.Helper()
+	return newClusterOf(t, 3)
+}
+
+func newClusterOf(t *testing.T, size int) *e2eCluster {
+	t.Helper()
 	needProcesses(t)
 	c := &e2eCluster{t: t}
 	dir := t.TempDir()
-	ports := freePorts(t, 9)
-	join := strings.Join([]string{loopback(ports[6]), loopback(ports[7]), loopback(ports[8])}, ",")
-	for i := range 3 {
-		n := &e2eNode{name: nodeName(i + 1), http: loopback(ports[i]), grpc: loopback(ports[3+i])}
+	ports := freePorts(t, 3*size)
+	var join, members []string
+	for i := range size {
+		join, members = append(join, loopback(ports[2*size+i])), append(members, nodeName(i+1))
+	}
+	for i := range size {
+		n := &e2eNode{name: nodeName(i + 1), http: loopback(ports[i]), grpc: loopback(ports[size+i])}
 		n.log = filepath.Join(dir, n.name+".log")
 		n.args = []string{
 			"start", "--name", n.name, "--data-dir", filepath.Join(dir, n.name), "--http", n.http, "--grpc", n.grpc,
-			"--gossip", loopback(ports[6+i]), "--join", join, "--initial-members", "n1,n2,n3", "--partitions", "8", "--dev",
+			"--gossip", loopback(ports[2*size+i]), "--join", strings.Join(join, ","),
+			"--initial-members", strings.Join(members, ","), "--partitions", "8", "--dev",
 		}
 		c.nodes = append(c.nodes, n)
 	}

@@ -73,6 +73,9 @@ func (h handler) HandleRead(_ kv.NodeID, r quorum.ReadRequest, reply func(quorum
 // HandleForward implements transport.Handler. Admission was passed where the user's request came in, but this node has
 // its own budget too.
 func (h handler) HandleForward(_ kv.NodeID, r kv.Request, deadline time.Time, reply func(kv.Response, error)) {
+	if h.n.draining.Load() {
+		h.n.forwardedAt.Store(time.Now().UnixNano())
+	}
 	h.spawn(func() {
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)
 		defer cancel()

@@ -50,6 +50,10 @@ type Node struct {
 	admission admission
 	space     space
 	draining  atomic.Bool
+	// avoided are nodes that refused what was forwarded to them; forwardedAt is when something was forwarded here last, in
+	// nanoseconds of Unix time.
+	avoided     avoided
+	forwardedAt atomic.Int64
 	// bootstrapped is set once this disk may act under its node id and group 0 is open.
 	bootstrapped atomic.Bool
 	// fatal receives the first error of the storage engine that the node must not survive.
@@ -349,9 +353,22 @@ func (n *Node) drain() {
 		time.Sleep(drainPoll)
 	}
 	n.strong.TransferAll(ctx)
+	// Peers that have not noticed yet still forward requests here. They are refused, and go elsewhere; one whose refusal
+	// never arrived would have an unknown outcome. So the links stay until nothing has come for a while.
+	begun := time.Now()
+	n.forwardedAt.Store(begun.UnixNano())
+	for ctx.Err() == nil && time.Since(begun) < drainLingerMax &&
+		time.Since(time.Unix(0, n.forwardedAt.Load())) < drainQuiet {
+		time.Sleep(drainPoll)
+	}
 }
 
-const drainPoll = 5 * time.Millisecond
+const (
+	drainPoll = 5 * time.Millisecond
+	// drainQuiet is how long nothing must have been forwarded here before the links are closed, drainLingerMax for how
+	// long that is waited for.
+	drainQuiet, drainLingerMax = 100 * time.Millisecond, time.Second
+)
 
 // ID returns this node's id.
 func (n *Node) ID() kv.NodeID { return n.id.Node }

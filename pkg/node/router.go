@@ -173,7 +173,11 @@ func (n *Node) forward(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Res
 	n.metrics.forwarded.Inc()
 	res, err := n.mux.Forward(ctx, to, &c)
 	if err != nil {
-		return kv.Response{}, forwardError(err, r, n.NodeName(to))
+		err = forwardError(err, r, n.NodeName(to))
+		if kv.AsError(err).Code == kv.CodeNotReady {
+			n.avoided.add(to)
+		}
+		return kv.Response{}, err
 	}
 	return res, nil
 }
@@ -195,14 +199,21 @@ func forwardError(err error, r *kv.Request, to string) error {
 	return e
 }
 
-// pickOwner chooses an owner that is believed alive, another one for each attempt. NoNode when none is.
+// pickOwner chooses an owner that is believed alive, another one for each attempt, and one that refused a request a moment
+// ago only if there is no other. NoNode when there is none.
 func (n *Node) pickOwner(owners []kv.NodeID, attempt int) kv.NodeID {
+	last := kv.NoNode
 	for i := range owners {
-		if o := owners[(i+attempt)%len(owners)]; o != n.id.Node && n.alive(o) {
+		o := owners[(i+attempt)%len(owners)]
+		switch {
+		case o == n.id.Node || !n.alive(o):
+		case !n.avoided.has(o):
 			return o
+		case last == kv.NoNode:
+			last = o
 		}
 	}
-	return kv.NoNode
+	return last
 }
 
 // serveStrong runs the request on this node, which leads the partition as far as it knows.
