@@ -135,7 +135,13 @@ func (x *exchange) listUnsupported() {
 // answerWrite answers a PUT or DELETE that succeeded.
 func (x *exchange) answerWrite(op kv.Op, key []byte, resp *kv.Response) {
 	x.setDataHeaders(resp, tagOf(resp))
-	dst := appendBytes(append(x.body[:0], '{'), "key", "key_encoding", key)
+	x.body = appendWritten(x.body[:0], op, key, resp)
+	x.send(http.StatusOK, contentJSON)
+}
+
+// appendWritten appends the JSON answer of a write that succeeded.
+func appendWritten(dst []byte, op kv.Op, key []byte, resp *kv.Response) []byte {
+	dst = appendBytes(append(dst, '{'), "key", "key_encoding", key)
 	dst = append(dst, `,"version":`...)
 	dst = strconv.AppendUint(dst, resp.Version, 10)
 	dst = append(dst, `,"context":`...)
@@ -151,8 +157,7 @@ func (x *exchange) answerWrite(op kv.Op, key []byte, resp *kv.Response) {
 		dst = append(dst, `,"found":`...)
 		dst = appendBool(dst, resp.Found)
 	}
-	x.body = append(dst, "}\n"...)
-	x.send(http.StatusOK, contentJSON)
+	return append(dst, "}\n"...)
 }
 
 // answerRead answers a GET or HEAD.

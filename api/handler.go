@@ -80,6 +80,7 @@ func newHandler(cfg Config, deps Deps) (*handler, error) {
 	metrics := promhttp.HandlerFor(deps.Gatherer, promhttp.HandlerOpts{})
 	h.routes = map[string]routeEntry{
 		"/kv":               {"", (*exchange).listUnsupported},
+		"/batch":            {"POST", (*exchange).batch},
 		"/health":           {"GET, HEAD", (*exchange).health},
 		"/livez":            {"GET, HEAD", (*exchange).live},
 		"/readyz":           {"GET, HEAD", (*exchange).ready},

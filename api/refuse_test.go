@@ -43,7 +43,6 @@ func TestBadRequestsAreRefusedAndWriteNothing(t *testing.T) {
 		{"unknown route", "GET", "/nope", "", nil, 404, codeRouteNotFound, "/nope"},
 		{"root", "GET", "/", "", nil, 404, codeRouteNotFound, ""},
 		{"encoded route", "GET", "/kv%2Fa", "", nil, 404, codeRouteNotFound, ""},
-		{"batch is later", "POST", "/batch", "{}", nil, 404, codeRouteNotFound, ""},
 		{"watch is later", "GET", "/watch?prefix=a", "", nil, 404, codeRouteNotFound, ""},
 		{"list is later", "GET", "/api/list?prefix=a", "", nil, 404, codeRouteNotFound, ""},
 		{"POST to a key", "POST", "/kv/a", value, nil, 405, codeMethodNotAllowed, "POST"},

@@ -25,6 +25,7 @@ const commandHasID byte = 1
 const (
 	commandPut    byte = 1
 	commandDelete byte = 2
+	commandBatch  byte = 3
 )
 
 // command is a command as it was decoded. Its slices alias the entry.
@@ -38,8 +39,14 @@ type command struct {
 func encodeCommand(op WriteOp) []byte {
 	const idBytesMax = 2*binary.MaxVarintLen64 + binary.MaxVarintLen32 + 8 + 1
 	size := 3 + 3*binary.MaxVarintLen32 + binary.MaxVarintLen64 + len(op.Key) + len(op.Value)
-	if op.ID.IsZero() {
+	for i := range op.Batch {
+		size += 3 + 2*binary.MaxVarintLen32 + binary.MaxVarintLen64 + len(op.Batch[i].Key) + len(op.Batch[i].Value)
+	}
+	switch {
+	case op.ID.IsZero() && len(op.Batch) == 0:
 		return appendWrite(append(make([]byte, 0, size), commandFormat), &op)
+	case op.ID.IsZero():
+		return appendBody(append(make([]byte, 0, size), commandFormatMore, 0), &op)
 	}
 	dst := make([]byte, 0, size+idBytesMax+len(op.ID.Session))
 	dst = append(dst, commandFormatMore, commandHasID)
@@ -48,8 +55,20 @@ func encodeCommand(op WriteOp) []byte {
 	dst = binary.AppendUvarint(dst, op.ID.Floor)
 	// The proposer digests the body, so that what counts as the same request does not depend on who applies it.
 	at := len(dst)
-	dst = appendWrite(append(dst, make([]byte, 8)...), &op)
+	dst = appendBody(append(dst, make([]byte, 8)...), &op)
 	binary.LittleEndian.PutUint64(dst[at:], xxhash.Sum64(dst[at+8:]))
+	return dst
+}
+
+// appendBody appends what the command does: a write, or a batch of them.
+func appendBody(dst []byte, op *WriteOp) []byte {
+	if len(op.Batch) == 0 {
+		return appendWrite(dst, op)
+	}
+	dst = binary.AppendUvarint(append(dst, commandBatch), uint64(len(op.Batch)))
+	for i := range op.Batch {
+		dst = appendWrite(dst, &op.Batch[i])
+	}
 	return dst
 }
 
@@ -74,16 +93,22 @@ func appendWrite(dst []byte, op *WriteOp) []byte {
 func decodeCommand(b []byte) (command, error) {
 	var c command
 	r := reader{b: b}
+	batch := false
 	switch f := r.byte("command format"); f {
 	case commandFormat:
 	case commandFormatMore:
 		c.decodeID(&r)
+		batch = r.err == nil && len(r.b) > 0 && r.b[0] == commandBatch
 	default:
 		if r.err == nil {
 			return command{}, fmt.Errorf("%w: unknown command format %d", ErrUnreadable, f)
 		}
 	}
-	readWrite(&r, &c.WriteOp)
+	if batch {
+		c.readBatch(&r)
+	} else {
+		readWrite(&r, &c.WriteOp)
+	}
 	if r.err == nil && len(r.b) > 0 {
 		r.fail("trailing bytes after the command:")
 	}
@@ -105,6 +130,21 @@ func (c *command) decodeID(r *reader) {
 	c.fingerprint = r.uint64("fingerprint")
 	if r.err == nil && (c.ID.IsZero() || c.ID.Floor > c.ID.Sequence) {
 		r.fail("operation id")
+	}
+}
+
+func (c *command) readBatch(r *reader) {
+	r.byte("operation")
+	n := r.count("writes")
+	if r.err == nil && n == 0 {
+		r.fail("empty batch:")
+	}
+	if r.err != nil {
+		return
+	}
+	c.Batch = make([]WriteOp, n)
+	for i := range c.Batch {
+		readWrite(r, &c.Batch[i])
 	}
 }
 

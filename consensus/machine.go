@@ -42,18 +42,26 @@ func (m kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 		if !replies[i].Applied || replies[i].Repeated {
 			continue
 		}
-		b.SetStrong(e.Group, ops[i].Key, storage.Strong{
-			Value: ops[i].Value, Deleted: ops[i].Delete, Revision: e.Pos.Index, Stamp: replies[i].Stamp,
-		})
+		if ops[i].Batch == nil {
+			write(b, e, &ops[i].WriteOp, replies[i].Stamp)
+		}
+		for j := range ops[i].Batch {
+			write(b, e, &ops[i].Batch[j], replies[i].Stamp)
+		}
 	}
 	known.write(b)
 	return out, nil
 }
 
+// write adds the row of a put or a delete to the batch.
+func write(b *storage.Batch, e Committed, op *WriteOp, stamp causal.Stamp) {
+	b.SetStrong(e.Group, op.Key, storage.Strong{Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: stamp})
+}
+
 // decide returns what a command does, unless it did so before: then, what it did.
 func (m kvMachine) decide(op *command, e Committed, known *sessions) (WriteReply, error) {
 	if op.ID.IsZero() {
-		return m.decideWrite(&op.WriteOp, e)
+		return m.decideNew(&op.WriteOp, e)
 	}
 	if err := known.open(e); err != nil {
 		return WriteReply{}, err
@@ -66,10 +74,29 @@ func (m kvMachine) decide(op *command, e Committed, known *sessions) (WriteReply
 	if done || err != nil {
 		return reply, err
 	}
-	if reply, err = m.decideWrite(&op.WriteOp, e); err == nil {
+	if reply, err = m.decideNew(&op.WriteOp, e); err == nil {
 		s.remember(op, reply)
 	}
 	return reply, err
+}
+
+// decideNew returns what a write, or a batch of them, does. A batch does nothing once a condition in it misses.
+func (m kvMachine) decideNew(op *WriteOp, e Committed) (WriteReply, error) {
+	if op.Batch == nil {
+		return m.decideWrite(op, e)
+	}
+	out := WriteReply{Items: make([]bool, len(op.Batch))}
+	for i := range op.Batch {
+		reply, err := m.decideWrite(&op.Batch[i], e)
+		if err != nil {
+			return WriteReply{}, err
+		}
+		if !reply.Applied {
+			return WriteReply{Found: reply.Found, Revision: reply.Revision, Missed: i}, nil
+		}
+		out.Items[i], out.Applied, out.Revision, out.Stamp = reply.Found, true, reply.Revision, reply.Stamp
+	}
+	return out, nil
 }
 
 // decideWrite returns what a put or a delete does. It reads the key's row only where the answer depends on it.

@@ -3,6 +3,8 @@ package consensus
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -207,6 +209,36 @@ func TestSessionIsBounded(t *testing.T) {
 	require.True(t, tm.write(put("k", "v", opID("s", 10, 0))).Repeated)
 }
 
+func TestBatchIsAppliedWholeOrNotAtAll(t *testing.T) {
+	tm := newTestMachine(t)
+	defer tm.close()
+	tm.write(put("a", "1", kv.OpID{}))
+	exists := kv.Condition{Kind: kv.ConditionExists}
+	batch := WriteOp{Batch: []WriteOp{
+		put("b", "2", kv.OpID{}), {Key: []byte("a"), Delete: true, Condition: exists}, {Key: []byte("c"), Value: []byte("3"), Condition: exists},
+	}, ID: opID("s", 1, 1)}
+	for _, repeated := range []bool{false, true} {
+		require.Equal(t, WriteReply{Missed: 2, Repeated: repeated}, tm.write(batch))
+		_, found, err := tm.engine.State().Strong(machineGroup, []byte("b"))
+		require.NoError(t, err)
+		require.False(t, found)
+	}
+	batch.Batch[2].Condition, batch.ID = kv.Condition{Kind: kv.ConditionVersion}, opID("s", 2, 1)
+	first := tm.write(batch)
+	require.True(t, first.Applied)
+	require.Equal(t, []bool{false, true, false}, first.Items)
+	again := tm.write(batch)
+	require.True(t, again.Repeated)
+	again.Repeated = false
+	require.Equal(t, first, again)
+	for _, key := range []string{"a", "b", "c"} {
+		s, _, err := tm.engine.State().Strong(machineGroup, []byte(key))
+		require.NoError(t, err)
+		require.Equal(t, first.Revision, s.Revision)
+		require.Equal(t, key == "a", s.Deleted)
+	}
+}
+
 // twinOp is an operation as the twin remembers it.
 type twinOp struct {
 	body  string
@@ -221,7 +253,7 @@ type machineTwin struct {
 }
 
 func (w *machineTwin) apply(op WriteOp, index uint64) WriteReply {
-	name, body := fmt.Sprintf("%s/%d", op.ID.Session, op.ID.Sequence), fmt.Sprint(string(op.Key), op.Delete, string(op.Value), op.Condition)
+	name, body := fmt.Sprintf("%s/%d", op.ID.Session, op.ID.Sequence), fmt.Sprint(op.Key, op.Delete, op.Value, op.Condition, op.Batch)
 	if !op.ID.IsZero() {
 		switch known, found := w.ops[name]; {
 		case op.ID.Sequence < w.floors[string(op.ID.Session)]:
@@ -233,6 +265,31 @@ func (w *machineTwin) apply(op WriteOp, index uint64) WriteReply {
 			return known.reply
 		}
 	}
+	var reply WriteReply
+	if op.Batch == nil {
+		reply = w.write(op, index)
+	} else {
+		before := maps.Clone(w.keys)
+		items := make([]bool, len(op.Batch))
+		for i, item := range op.Batch {
+			reply = w.write(item, index)
+			if items[i] = reply.Found; !reply.Applied {
+				w.keys, reply.Missed, items = before, i, nil
+				break
+			}
+		}
+		if reply.Items = items; items != nil {
+			reply.Found = false
+		}
+	}
+	if !op.ID.IsZero() {
+		w.ops[name] = twinOp{body, reply}
+		w.floors[string(op.ID.Session)] = max(w.floors[string(op.ID.Session)], op.ID.Floor)
+	}
+	return reply
+}
+
+func (w *machineTwin) write(op WriteOp, index uint64) WriteReply {
 	s, live := w.keys[string(op.Key)]
 	reply := WriteReply{Found: live && (op.Delete || op.Condition.Kind != kv.ConditionNone), Revision: s.Revision}
 	switch op.Condition.Kind {
@@ -250,15 +307,30 @@ func (w *machineTwin) apply(op WriteOp, index uint64) WriteReply {
 			delete(w.keys, string(op.Key))
 		}
 	}
-	if !op.ID.IsZero() {
-		w.ops[name] = twinOp{body, reply}
-		w.floors[string(op.ID.Session)] = max(w.floors[string(op.ID.Session)], op.ID.Floor)
-	}
 	return reply
 }
 
 // drawSmallOp draws from so few keys, values and ids that repetitions, reuses and conditions that hold are frequent.
 func drawSmallOp(t *rapid.T, index uint64) WriteOp {
+	op := drawSmallWrite(t, index)
+	if rapid.IntRange(0, 3).Draw(t, "batch") == 0 {
+		first := op
+		op = WriteOp{Batch: []WriteOp{first}}
+		for range rapid.IntRange(0, 2).Draw(t, "writes") {
+			next := drawSmallWrite(t, index)
+			if !slices.ContainsFunc(op.Batch, func(w WriteOp) bool { return string(w.Key) == string(next.Key) }) {
+				op.Batch = append(op.Batch, next)
+			}
+		}
+	}
+	if rapid.Bool().Draw(t, "id") {
+		op.ID = opID(rapid.SampledFrom([]string{"s", "t"}).Draw(t, "session"), rapid.Uint64Range(0, 12).Draw(t, "sequence"), 0)
+		op.ID.Floor = rapid.Uint64Range(0, op.ID.Sequence).Draw(t, "floor") / 2
+	}
+	return op
+}
+
+func drawSmallWrite(t *rapid.T, index uint64) WriteOp {
 	op := WriteOp{Key: fmt.Appendf(nil, "k%d", rapid.IntRange(0, 3).Draw(t, "key")), Delete: rapid.IntRange(0, 3).Draw(t, "delete") == 0}
 	if !op.Delete {
 		op.Value = fmt.Appendf(nil, "v%d", rapid.IntRange(0, 1).Draw(t, "value"))
@@ -268,10 +340,6 @@ func drawSmallOp(t *rapid.T, index uint64) WriteOp {
 		op.Condition = kv.Condition{Kind: kind, Version: rapid.Uint64Range(0, index).Draw(t, "version")}
 	default:
 		op.Condition.Kind = kind
-	}
-	if rapid.Bool().Draw(t, "id") {
-		op.ID = opID(rapid.SampledFrom([]string{"s", "t"}).Draw(t, "session"), rapid.Uint64Range(0, 12).Draw(t, "sequence"), 0)
-		op.ID.Floor = rapid.Uint64Range(0, op.ID.Sequence).Draw(t, "floor") / 2
 	}
 	return op
 }
@@ -290,10 +358,16 @@ func TestMachineAgreesWithAMapAndWithItself(t *testing.T) {
 			keys := make(map[string]bool)
 			for range rapid.IntRange(1, 4).Draw(t, "commands") {
 				op := drawSmallOp(t, one.index)
-				if keys[string(op.Key)] {
+				writes := op.Batch
+				if writes == nil {
+					writes = []WriteOp{op}
+				}
+				if slices.ContainsFunc(writes, func(w WriteOp) bool { return keys[string(w.Key)] }) {
 					continue // the packer's promise
 				}
-				keys[string(op.Key)] = true
+				for _, w := range writes {
+					keys[string(w.Key)] = true
+				}
 				commands = append(commands, encodeCommand(op))
 				want = append(want, twin.apply(op, one.index+1))
 			}

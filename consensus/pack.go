@@ -48,6 +48,11 @@ func (p *packer) pack(queue []*op) (entries [][]*op, rest []*op) {
 			if last, seen := p.latest[hash]; seen {
 				at = max(at, last+1)
 			}
+			for _, key := range o.more {
+				if last, seen := p.latest[maphash.Bytes(p.seed, key)]; seen {
+					at = max(at, last+1)
+				}
+			}
 			at = p.room(entries, at, len(o.command)+commandOverhead)
 		}
 		if at >= p.entriesMax {
@@ -56,6 +61,7 @@ func (p *packer) pack(queue []*op) (entries [][]*op, rest []*op) {
 				open = p.entriesMax
 			} else {
 				p.latest[hash] = p.entriesMax
+				p.occupy(o.more, p.entriesMax)
 			}
 			continue
 		}
@@ -69,10 +75,18 @@ func (p *packer) pack(queue []*op) (entries [][]*op, rest []*op) {
 			open = at + 1
 		} else {
 			p.latest[hash] = at
+			p.occupy(o.more, at)
 		}
 	}
 	clear(queue[len(rest):])
 	return entries, rest
+}
+
+// occupy notes that the entry holds a command with these keys.
+func (p *packer) occupy(keys [][]byte, entry int) {
+	for _, key := range keys {
+		p.latest[maphash.Bytes(p.seed, key)] = entry
+	}
 }
 
 // room returns the first entry from at on that a command of the size fits into. An entry without commands takes any.

@@ -23,6 +23,7 @@ const opOverhead = 128
 type op struct {
 	view    *view
 	key     []byte
+	more    [][]byte
 	command []byte
 	bytes   int64
 	state   atomic.Uint32
@@ -40,11 +41,14 @@ func (s *Store) Propose(ctx context.Context, g kv.GroupID, p Proposal) (Result, 
 		return Result{}, err
 	}
 	size := int64(len(p.Key) + len(p.Command) + opOverhead)
+	for _, key := range p.More {
+		size += int64(len(key))
+	}
 	if err := s.reserve(v, len(p.Command), size); err != nil {
 		return Result{}, err
 	}
 	o := s.ops.Get().(*op)
-	o.view, o.key, o.command, o.bytes = v, p.Key, p.Command, size
+	o.view, o.key, o.more, o.command, o.bytes = v, p.Key, p.More, p.Command, size
 	o.state.Store(opQueued)
 	if !s.inbox.postOp(o) {
 		s.release(v, size)
@@ -99,7 +103,7 @@ func (s *Store) release(v *view, size int64) {
 
 // recycle gives back an op that the loop is done with.
 func (s *Store) recycle(o *op) {
-	o.view, o.key, o.command, o.result, o.err = nil, nil, nil, Result{}, nil
+	o.view, o.key, o.more, o.command, o.result, o.err = nil, nil, nil, nil, Result{}, nil
 	s.ops.Put(o)
 }
 
@@ -140,9 +144,17 @@ func (s *Store) finishAll(ops []*op, err *kv.Error) {
 	}
 }
 
-// Write replicates a strong write of one key. A missed condition is not an error; the reply says so.
+// Write replicates a strong write of one key, or an atomic batch. A missed condition is not an error; the reply says so.
 func (s *Store) Write(ctx context.Context, p kv.PartitionID, w WriteOp) (WriteReply, error) {
-	res, err := s.Propose(ctx, p.Group(), Proposal{Key: w.Key, Command: encodeCommand(w)})
+	proposal := Proposal{Key: w.Key, Command: encodeCommand(w)}
+	for i := range w.Batch {
+		if i == 0 {
+			proposal.Key = w.Batch[0].Key
+			continue
+		}
+		proposal.More = append(proposal.More, w.Batch[i].Key)
+	}
+	res, err := s.Propose(ctx, p.Group(), proposal)
 	if err != nil {
 		return WriteReply{}, err
 	}

@@ -238,7 +238,9 @@ func decodeSession(b []byte) (*session, error) {
 const (
 	replyApplied byte = 1 << iota
 	replyFound
-	replyFlags = replyApplied | replyFound
+	replyItems // a batch that was applied
+	replyMissed
+	replyFlags = replyApplied | replyFound | replyItems | replyMissed
 )
 
 // appendReply appends what a repetition will be answered.
@@ -251,9 +253,29 @@ func appendReply(dst []byte, w *WriteReply) []byte {
 	if w.Found {
 		flags |= replyFound
 	}
+	if len(w.Items) > 0 {
+		flags |= replyItems
+	}
+	if w.Missed > 0 {
+		flags |= replyMissed
+	}
 	dst = binary.AppendUvarint(append(dst, flags), w.Revision)
 	if w.Applied {
 		dst = causal.AppendStamp(dst, w.Stamp)
+	}
+	if w.Missed > 0 {
+		dst = binary.AppendUvarint(dst, uint64(w.Missed))
+	}
+	if len(w.Items) == 0 {
+		return dst
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(w.Items)))
+	for _, found := range w.Items {
+		var one byte
+		if found {
+			one = 1
+		}
+		dst = append(dst, one)
 	}
 	return dst
 }
@@ -267,6 +289,15 @@ func decodeReply(b []byte) (WriteReply, error) {
 	w := WriteReply{Applied: flags&replyApplied != 0, Found: flags&replyFound != 0, Revision: r.uvarint("revision"), Repeated: true}
 	if r.err == nil && w.Applied {
 		w.Stamp, r.b, r.err = causal.DecodeStamp(r.b)
+	}
+	if flags&replyMissed != 0 {
+		w.Missed = int(r.bounded("missed", kv.BatchItemsMax))
+	}
+	if flags&replyItems != 0 {
+		w.Items = make([]bool, r.count("items"))
+		for i := range w.Items {
+			w.Items[i] = r.byte("item") != 0
+		}
 	}
 	if r.err == nil && len(r.b) > 0 {
 		r.fail("trailing bytes after a reply:")

@@ -29,6 +29,9 @@ func TestPackKeepsItsPromisesForAnyQueue(t *testing.T) {
 			o := &op{command: make([]byte, rapid.IntRange(0, 40).Draw(t, "size"))}
 			if k := rapid.IntRange(0, 6).Draw(t, "key"); k > 0 {
 				o.key = fmt.Appendf(nil, "k%d", k)
+				for j := k + 1; j <= 6 && rapid.IntRange(0, 3).Draw(t, "more") == 0; j++ {
+					o.more = append(o.more, fmt.Appendf(nil, "k%d", j))
+				}
 			}
 			number[o] = i
 			queue = append(queue, o)
@@ -60,12 +63,14 @@ func TestPackKeepsItsPromisesForAnyQueue(t *testing.T) {
 					barrier = n
 					continue
 				}
-				require.False(t, keys[string(o.key)], "a key twice in one entry")
-				keys[string(o.key)] = true
-				if before, ok := last[string(o.key)]; ok {
-					require.Greater(t, n, before, "order of one key")
+				for _, key := range append([][]byte{o.key}, o.more...) {
+					require.False(t, keys[string(key)], "a key twice in one entry")
+					keys[string(key)] = true
+					if before, ok := last[string(key)]; ok {
+						require.Greater(t, n, before, "order of one key")
+					}
+					last[string(key)] = n
 				}
-				last[string(o.key)] = n
 			}
 			require.True(t, bytes <= cfg.EntryBytesMax || len(entry) == 1)
 		}

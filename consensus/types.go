@@ -68,6 +68,8 @@ type Proposal struct {
 	// Key is what the command changes. Commands with the same key are applied in the order in which they were proposed
 	// and never share an entry. A nil Key shares its entry with nothing and is applied in order with everything.
 	Key []byte
+	// More are further keys that the command changes. They mean the same as Key, which must not be nil.
+	More [][]byte
 	// Command is what the group's machine gets. It must not be changed afterwards.
 	Command []byte
 }
@@ -86,6 +88,9 @@ type WriteOp struct {
 	Key, Value []byte
 	Delete     bool
 	Condition  kv.Condition
+	// Batch holds the writes of an atomic batch, on distinct keys. Key, Value, Delete and Condition are then unused, and so
+	// are ID and Batch of its writes.
+	Batch []WriteOp
 	// ID lets a repetition of the write be recognised; the zero value does not.
 	ID kv.OpID
 }
@@ -115,6 +120,10 @@ type WriteReply struct {
 	// Revision is the key's revision after the write, which for a delete is that of its tombstone. On a missed
 	// condition it is the key's present revision, 0 when the key does not exist.
 	Revision uint64
+	// Items says of each write of a batch that was applied what Found says of a single one.
+	Items []bool
+	// Missed is the index of the first write of a batch whose condition missed, and Revision its key's.
+	Missed int
 	// Stamp orders the write against others of the key; zero on a missed condition.
 	Stamp causal.Stamp
 	// Acks is Result.Acks.

@@ -613,6 +613,125 @@ func (x *OperationBatch) GetOperations() []*Operation {
 	return nil
 }
 
+// BatchRequest asks for up to 1,000 operations, of 4 MiB.
+type BatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Their ids, timeouts and operation ids must not be set. Those on one key run in their order, others at once.
+	Operations []*Operation `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	// All or none, in one write at level strong: puts and deletes only, on distinct keys of one partition.
+	Atomic bool `protobuf:"varint,2,opt,name=atomic,proto3" json:"atomic,omitempty"`
+	// Makes an atomic batch repeatable.
+	OperationId *OperationId `protobuf:"bytes,3,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	// How long the batch may take, in milliseconds; 0 means the default of 5,000. At most 60,000.
+	TimeoutMs     uint32 `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchRequest) Reset() {
+	*x = BatchRequest{}
+	mi := &file_caprock_v1_kv_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchRequest) ProtoMessage() {}
+
+func (x *BatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_caprock_v1_kv_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchRequest.ProtoReflect.Descriptor instead.
+func (*BatchRequest) Descriptor() ([]byte, []int) {
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BatchRequest) GetOperations() []*Operation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+func (x *BatchRequest) GetAtomic() bool {
+	if x != nil {
+		return x.Atomic
+	}
+	return false
+}
+
+func (x *BatchRequest) GetOperationId() *OperationId {
+	if x != nil {
+		return x.OperationId
+	}
+	return nil
+}
+
+func (x *BatchRequest) GetTimeoutMs() uint32 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+// BatchResponse answers each operation, in their order. A failed one has its error. An atomic batch that failed has no response:
+// the call fails.
+type BatchResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*Result              `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchResponse) Reset() {
+	*x = BatchResponse{}
+	mi := &file_caprock_v1_kv_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchResponse) ProtoMessage() {}
+
+func (x *BatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_caprock_v1_kv_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchResponse.ProtoReflect.Descriptor instead.
+func (*BatchResponse) Descriptor() ([]byte, []int) {
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BatchResponse) GetResults() []*Result {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
 // Sibling is one of several concurrent versions of a key.
 type Sibling struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -627,7 +746,7 @@ type Sibling struct {
 
 func (x *Sibling) Reset() {
 	*x = Sibling{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[4]
+	mi := &file_caprock_v1_kv_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +758,7 @@ func (x *Sibling) String() string {
 func (*Sibling) ProtoMessage() {}
 
 func (x *Sibling) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[4]
+	mi := &file_caprock_v1_kv_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +771,7 @@ func (x *Sibling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sibling.ProtoReflect.Descriptor instead.
 func (*Sibling) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{4}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Sibling) GetValue() []byte {
@@ -708,7 +827,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[5]
+	mi := &file_caprock_v1_kv_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +839,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[5]
+	mi := &file_caprock_v1_kv_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +852,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{5}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Error) GetCode() string {
@@ -841,7 +960,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[6]
+	mi := &file_caprock_v1_kv_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +972,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[6]
+	mi := &file_caprock_v1_kv_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +985,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{6}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Result) GetId() uint64 {
@@ -987,7 +1106,7 @@ type ResultBatch struct {
 
 func (x *ResultBatch) Reset() {
 	*x = ResultBatch{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[7]
+	mi := &file_caprock_v1_kv_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1118,7 @@ func (x *ResultBatch) String() string {
 func (*ResultBatch) ProtoMessage() {}
 
 func (x *ResultBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[7]
+	mi := &file_caprock_v1_kv_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1131,7 @@ func (x *ResultBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultBatch.ProtoReflect.Descriptor instead.
 func (*ResultBatch) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{7}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ResultBatch) GetResults() []*Result {
@@ -1040,7 +1159,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[8]
+	mi := &file_caprock_v1_kv_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1171,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[8]
+	mi := &file_caprock_v1_kv_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1184,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{8}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StatusRequest) GetWhat() string {
@@ -1086,7 +1205,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[9]
+	mi := &file_caprock_v1_kv_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1217,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[9]
+	mi := &file_caprock_v1_kv_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1230,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{9}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StatusResponse) GetJson() []byte {
@@ -1154,7 +1273,17 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\x0eOperationBatch\x125\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x15.caprock.v1.OperationR\n" +
-	"operations\"p\n" +
+	"operations\"\xb8\x01\n" +
+	"\fBatchRequest\x125\n" +
+	"\n" +
+	"operations\x18\x01 \x03(\v2\x15.caprock.v1.OperationR\n" +
+	"operations\x12\x16\n" +
+	"\x06atomic\x18\x02 \x01(\bR\x06atomic\x12:\n" +
+	"\foperation_id\x18\x03 \x01(\v2\x17.caprock.v1.OperationIdR\voperationId\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\"=\n" +
+	"\rBatchResponse\x12,\n" +
+	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\"p\n" +
 	"\aSibling\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\fR\x05value\x12\x18\n" +
 	"\adeleted\x18\x02 \x01(\bR\adeleted\x12!\n" +
@@ -1223,12 +1352,13 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\rConditionKind\x12\x1e\n" +
 	"\x1aCONDITION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONDITION_KIND_VERSION\x10\x01\x12\x19\n" +
-	"\x15CONDITION_KIND_EXISTS\x10\x022\xa1\x02\n" +
+	"\x15CONDITION_KIND_EXISTS\x10\x022\xdf\x02\n" +
 	"\x02KV\x120\n" +
 	"\x03Get\x12\x15.caprock.v1.Operation\x1a\x12.caprock.v1.Result\x120\n" +
 	"\x03Put\x12\x15.caprock.v1.Operation\x1a\x12.caprock.v1.Result\x123\n" +
 	"\x06Delete\x12\x15.caprock.v1.Operation\x1a\x12.caprock.v1.Result\x12A\n" +
-	"\x06Stream\x12\x1a.caprock.v1.OperationBatch\x1a\x17.caprock.v1.ResultBatch(\x010\x01\x12?\n" +
+	"\x06Stream\x12\x1a.caprock.v1.OperationBatch\x1a\x17.caprock.v1.ResultBatch(\x010\x01\x12<\n" +
+	"\x05Batch\x12\x18.caprock.v1.BatchRequest\x1a\x19.caprock.v1.BatchResponse\x12?\n" +
 	"\x06Status\x12\x19.caprock.v1.StatusRequest\x1a\x1a.caprock.v1.StatusResponseB'Z%github.com/caprockdb/caprock/api/kvpbb\x06proto3"
 
 var (
@@ -1244,7 +1374,7 @@ func file_caprock_v1_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_caprock_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_caprock_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_caprock_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_caprock_v1_kv_proto_goTypes = []any{
 	(Op)(0),                // 0: caprock.v1.Op
 	(Level)(0),             // 1: caprock.v1.Level
@@ -1255,12 +1385,14 @@ var file_caprock_v1_kv_proto_goTypes = []any{
 	(*OperationId)(nil),    // 6: caprock.v1.OperationId
 	(*Operation)(nil),      // 7: caprock.v1.Operation
 	(*OperationBatch)(nil), // 8: caprock.v1.OperationBatch
-	(*Sibling)(nil),        // 9: caprock.v1.Sibling
-	(*Error)(nil),          // 10: caprock.v1.Error
-	(*Result)(nil),         // 11: caprock.v1.Result
-	(*ResultBatch)(nil),    // 12: caprock.v1.ResultBatch
-	(*StatusRequest)(nil),  // 13: caprock.v1.StatusRequest
-	(*StatusResponse)(nil), // 14: caprock.v1.StatusResponse
+	(*BatchRequest)(nil),   // 9: caprock.v1.BatchRequest
+	(*BatchResponse)(nil),  // 10: caprock.v1.BatchResponse
+	(*Sibling)(nil),        // 11: caprock.v1.Sibling
+	(*Error)(nil),          // 12: caprock.v1.Error
+	(*Result)(nil),         // 13: caprock.v1.Result
+	(*ResultBatch)(nil),    // 14: caprock.v1.ResultBatch
+	(*StatusRequest)(nil),  // 15: caprock.v1.StatusRequest
+	(*StatusResponse)(nil), // 16: caprock.v1.StatusResponse
 }
 var file_caprock_v1_kv_proto_depIdxs = []int32{
 	4,  // 0: caprock.v1.Condition.kind:type_name -> caprock.v1.ConditionKind
@@ -1270,27 +1402,32 @@ var file_caprock_v1_kv_proto_depIdxs = []int32{
 	3,  // 4: caprock.v1.Operation.siblings:type_name -> caprock.v1.SiblingMode
 	6,  // 5: caprock.v1.Operation.operation_id:type_name -> caprock.v1.OperationId
 	7,  // 6: caprock.v1.OperationBatch.operations:type_name -> caprock.v1.Operation
-	2,  // 7: caprock.v1.Error.outcome:type_name -> caprock.v1.Outcome
-	1,  // 8: caprock.v1.Result.level:type_name -> caprock.v1.Level
-	2,  // 9: caprock.v1.Result.outcome:type_name -> caprock.v1.Outcome
-	9,  // 10: caprock.v1.Result.siblings:type_name -> caprock.v1.Sibling
-	10, // 11: caprock.v1.Result.error:type_name -> caprock.v1.Error
-	11, // 12: caprock.v1.ResultBatch.results:type_name -> caprock.v1.Result
-	7,  // 13: caprock.v1.KV.Get:input_type -> caprock.v1.Operation
-	7,  // 14: caprock.v1.KV.Put:input_type -> caprock.v1.Operation
-	7,  // 15: caprock.v1.KV.Delete:input_type -> caprock.v1.Operation
-	8,  // 16: caprock.v1.KV.Stream:input_type -> caprock.v1.OperationBatch
-	13, // 17: caprock.v1.KV.Status:input_type -> caprock.v1.StatusRequest
-	11, // 18: caprock.v1.KV.Get:output_type -> caprock.v1.Result
-	11, // 19: caprock.v1.KV.Put:output_type -> caprock.v1.Result
-	11, // 20: caprock.v1.KV.Delete:output_type -> caprock.v1.Result
-	12, // 21: caprock.v1.KV.Stream:output_type -> caprock.v1.ResultBatch
-	14, // 22: caprock.v1.KV.Status:output_type -> caprock.v1.StatusResponse
-	18, // [18:23] is the sub-list for method output_type
-	13, // [13:18] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	7,  // 7: caprock.v1.BatchRequest.operations:type_name -> caprock.v1.Operation
+	6,  // 8: caprock.v1.BatchRequest.operation_id:type_name -> caprock.v1.OperationId
+	13, // 9: caprock.v1.BatchResponse.results:type_name -> caprock.v1.Result
+	2,  // 10: caprock.v1.Error.outcome:type_name -> caprock.v1.Outcome
+	1,  // 11: caprock.v1.Result.level:type_name -> caprock.v1.Level
+	2,  // 12: caprock.v1.Result.outcome:type_name -> caprock.v1.Outcome
+	11, // 13: caprock.v1.Result.siblings:type_name -> caprock.v1.Sibling
+	12, // 14: caprock.v1.Result.error:type_name -> caprock.v1.Error
+	13, // 15: caprock.v1.ResultBatch.results:type_name -> caprock.v1.Result
+	7,  // 16: caprock.v1.KV.Get:input_type -> caprock.v1.Operation
+	7,  // 17: caprock.v1.KV.Put:input_type -> caprock.v1.Operation
+	7,  // 18: caprock.v1.KV.Delete:input_type -> caprock.v1.Operation
+	8,  // 19: caprock.v1.KV.Stream:input_type -> caprock.v1.OperationBatch
+	9,  // 20: caprock.v1.KV.Batch:input_type -> caprock.v1.BatchRequest
+	15, // 21: caprock.v1.KV.Status:input_type -> caprock.v1.StatusRequest
+	13, // 22: caprock.v1.KV.Get:output_type -> caprock.v1.Result
+	13, // 23: caprock.v1.KV.Put:output_type -> caprock.v1.Result
+	13, // 24: caprock.v1.KV.Delete:output_type -> caprock.v1.Result
+	14, // 25: caprock.v1.KV.Stream:output_type -> caprock.v1.ResultBatch
+	10, // 26: caprock.v1.KV.Batch:output_type -> caprock.v1.BatchResponse
+	16, // 27: caprock.v1.KV.Status:output_type -> caprock.v1.StatusResponse
+	22, // [22:28] is the sub-list for method output_type
+	16, // [16:22] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_caprock_v1_kv_proto_init() }
@@ -1304,7 +1441,7 @@ func file_caprock_v1_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_caprock_v1_kv_proto_rawDesc), len(file_caprock_v1_kv_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

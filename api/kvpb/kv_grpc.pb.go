@@ -25,6 +25,7 @@ const (
 	KV_Put_FullMethodName    = "/caprock.v1.KV/Put"
 	KV_Delete_FullMethodName = "/caprock.v1.KV/Delete"
 	KV_Stream_FullMethodName = "/caprock.v1.KV/Stream"
+	KV_Batch_FullMethodName  = "/caprock.v1.KV/Batch"
 	KV_Status_FullMethodName = "/caprock.v1.KV/Status"
 )
 
@@ -47,6 +48,8 @@ type KVClient interface {
 	// operations finish, matched by id. Closing the sending side lets the operations under way finish. The server sends
 	// its header at once, so that a client can tell a node that serves from one that hangs before it sends anything.
 	Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[OperationBatch, ResultBatch], error)
+	// Batch runs operations on several keys, each on its own or all as one write.
+	Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error)
 	// Status describes the cluster as the asked node sees it.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -102,6 +105,16 @@ func (c *kVClient) Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.Bi
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type KV_StreamClient = grpc.BidiStreamingClient[OperationBatch, ResultBatch]
 
+func (c *kVClient) Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchResponse)
+	err := c.cc.Invoke(ctx, KV_Batch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kVClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -131,6 +144,8 @@ type KVServer interface {
 	// operations finish, matched by id. Closing the sending side lets the operations under way finish. The server sends
 	// its header at once, so that a client can tell a node that serves from one that hangs before it sends anything.
 	Stream(grpc.BidiStreamingServer[OperationBatch, ResultBatch]) error
+	// Batch runs operations on several keys, each on its own or all as one write.
+	Batch(context.Context, *BatchRequest) (*BatchResponse, error)
 	// Status describes the cluster as the asked node sees it.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedKVServer()
@@ -154,6 +169,9 @@ func (UnimplementedKVServer) Delete(context.Context, *Operation) (*Result, error
 }
 func (UnimplementedKVServer) Stream(grpc.BidiStreamingServer[OperationBatch, ResultBatch]) error {
 	return status.Error(codes.Unimplemented, "method Stream not implemented")
+}
+func (UnimplementedKVServer) Batch(context.Context, *BatchRequest) (*BatchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Batch not implemented")
 }
 func (UnimplementedKVServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -240,6 +258,24 @@ func _KV_Stream_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type KV_StreamServer = grpc.BidiStreamingServer[OperationBatch, ResultBatch]
 
+func _KV_Batch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).Batch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_Batch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).Batch(ctx, req.(*BatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KV_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -276,6 +312,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Delete",
 			Handler:    _KV_Delete_Handler,
+		},
+		{
+			MethodName: "Batch",
+			Handler:    _KV_Batch_Handler,
 		},
 		{
 			MethodName: "Status",

@@ -21,10 +21,14 @@ const (
 	// announce follow.
 	requestFormatMore = 2
 	responseFormat    = 1
-	errorFormat       = 1
+	// responseFormatMore is a response with what the first version did not know: a byte of flags and what they announce.
+	responseFormatMore = 2
+	errorFormat        = 1
 
 	// siblingBytesMin is an encoded sibling with an empty value and no timestamp.
 	siblingBytesMin = 1 + 1 + 1
+	// itemBytesMin is an encoded item of a batch without a condition, key and value.
+	itemBytesMin = 4
 )
 
 // Flags of a response and of a sibling.
@@ -37,6 +41,7 @@ const (
 
 	flagID         = 1 << 0 // of a request with more
 	flagIDRequired = 1 << 1
+	flagItems      = 1 << 2
 )
 
 // AppendRequest appends the request.
@@ -64,7 +69,7 @@ func AppendRequest(dst []byte, r *Request) []byte {
 
 // moreOf returns the flags of what the request has that the first version did not know; 0 for most.
 func moreOf(r *Request) byte {
-	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired)
+	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired) | flagIf(len(r.Items) > 0, flagItems)
 }
 
 func appendMore(dst []byte, r *Request, more byte) []byte {
@@ -72,6 +77,19 @@ func appendMore(dst []byte, r *Request, more byte) []byte {
 		dst = appendBytes(dst, r.ID.Session)
 		dst = binary.AppendUvarint(dst, r.ID.Sequence)
 		dst = binary.AppendUvarint(dst, r.ID.Floor)
+	}
+	if more&flagItems == 0 {
+		return dst
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(r.Items)))
+	for i := range r.Items {
+		item := &r.Items[i]
+		dst = append(dst, byte(item.Op), byte(item.Condition.Kind))
+		if item.Condition.Kind != ConditionNone {
+			dst = binary.AppendUvarint(dst, item.Condition.Version)
+		}
+		dst = appendBytes(dst, item.Key)
+		dst = appendBytes(dst, item.Value)
 	}
 	return dst
 }
@@ -85,7 +103,7 @@ func DecodeRequest(b []byte) (Request, error) {
 		d.fail()
 	}
 	r := Request{
-		Op:        Op(d.enum(byte(OpInquire))),
+		Op:        Op(d.enum(byte(OpBatch))),
 		Level:     Level(d.enum(byte(LevelLocal))),
 		Condition: Condition{Kind: ConditionKind(d.enum(byte(ConditionExists)))},
 		Siblings:  SiblingMode(d.enum(byte(SiblingsError))),
@@ -110,7 +128,11 @@ func DecodeRequest(b []byte) (Request, error) {
 // AppendResponse appends the response.
 func AppendResponse(dst []byte, r *Response) []byte {
 	flags := flagIf(r.Found, flagFound) | flagIf(r.Settled, flagSettled) | flagIf(!r.Timestamp.IsZero(), flagTimestamp)
-	dst = append(dst, responseFormat, flags, byte(r.Level), byte(r.Outcome))
+	format := byte(responseFormat)
+	if len(r.Items) > 0 {
+		format = responseFormatMore
+	}
+	dst = append(dst, format, flags, byte(r.Level), byte(r.Outcome))
 	if !r.Timestamp.IsZero() {
 		dst = appendTime(dst, r.Timestamp)
 	}
@@ -128,6 +150,13 @@ func AppendResponse(dst []byte, r *Response) []byte {
 	for i := range r.Siblings {
 		dst = appendSibling(dst, &r.Siblings[i])
 	}
+	if format == responseFormat {
+		return dst
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(r.Items)))
+	for _, item := range r.Items {
+		dst = append(dst, flagIf(item.Found, flagFound))
+	}
 	return dst
 }
 
@@ -135,7 +164,10 @@ func AppendResponse(dst []byte, r *Response) []byte {
 // nil. Times come back in UTC.
 func DecodeResponse(b []byte) (Response, error) {
 	d := decoder{b: b}
-	d.format(responseFormat)
+	format := d.byte()
+	if format != responseFormat && format != responseFormatMore {
+		d.fail()
+	}
 	flags := d.enum(flagFound | flagSettled | flagTimestamp)
 	r := Response{
 		Found:   flags&flagFound != 0,
@@ -162,6 +194,15 @@ func DecodeResponse(b []byte) (Response, error) {
 		r.Siblings = make([]Sibling, n)
 		for i := range r.Siblings {
 			d.sibling(&r.Siblings[i])
+		}
+	}
+	if format == responseFormatMore {
+		r.Items = make([]ItemResult, d.count(1))
+		for i := range r.Items {
+			r.Items[i].Found = d.enum(flagFound) != 0
+		}
+		if len(r.Items) == 0 {
+			d.fail()
 		}
 	}
 	if err := d.finish("response"); err != nil {
@@ -343,16 +384,32 @@ func (d *decoder) time() time.Time {
 
 // more reads what appendMore wrote, flags included. What is empty has no flag.
 func (d *decoder) more(r *Request) {
-	more := d.enum(flagID | flagIDRequired)
+	more := d.enum(flagID | flagIDRequired | flagItems)
 	r.ID.Required = more&flagIDRequired != 0
 	if more&flagID != 0 {
 		r.ID.Session = d.bytes()
 		r.ID.Sequence = d.uvarint()
 		r.ID.Floor = d.uvarint()
 	}
-	if more == 0 || (more&flagID != 0) == r.ID.IsZero() {
+	if more&flagItems != 0 {
+		r.Items = make([]BatchItem, d.count(itemBytesMin))
+		for i := range r.Items {
+			d.item(&r.Items[i])
+		}
+	}
+	if more == 0 || (more&flagID != 0) == r.ID.IsZero() || (more&flagItems != 0) == (len(r.Items) == 0) {
 		d.fail()
 	}
+}
+
+func (d *decoder) item(item *BatchItem) {
+	item.Op = Op(d.enum(byte(OpBatch)))
+	item.Condition.Kind = ConditionKind(d.enum(byte(ConditionExists)))
+	if item.Condition.Kind != ConditionNone {
+		item.Condition.Version = d.uvarint()
+	}
+	item.Key = d.bytes()
+	item.Value = d.bytes()
 }
 
 func (d *decoder) sibling(s *Sibling) {

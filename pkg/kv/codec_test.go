@@ -43,6 +43,13 @@ func drawRequest(t *rapid.T) Request {
 			Required: rapid.Bool().Draw(t, "required"),
 		}
 	}
+	for range rapid.IntRange(0, 3).Draw(t, "items") {
+		item := BatchItem{Op: Op(rapid.IntRange(0, int(OpDelete)).Draw(t, "item")), Key: drawBytes(t, "item key"), Value: drawBytes(t, "item value")}
+		if kind := rapid.IntRange(0, int(ConditionExists)).Draw(t, "item condition"); kind != 0 {
+			item.Condition = Condition{Kind: ConditionKind(kind), Version: rapid.Uint64().Draw(t, "item version")}
+		}
+		r.Items = append(r.Items, item)
+	}
 	if kind := rapid.IntRange(0, int(ConditionExists)).Draw(t, "condition"); kind != 0 {
 		r.Condition = Condition{Kind: ConditionKind(kind), Version: rapid.Uint64().Draw(t, "version")}
 	}
@@ -65,6 +72,9 @@ func drawResponse(t *rapid.T) Response {
 	}
 	for range rapid.IntRange(0, 4).Draw(t, "replicas") {
 		r.Replicas = append(r.Replicas, NodeID(rapid.Uint64().Draw(t, "replica")))
+	}
+	for range rapid.IntRange(0, 3).Draw(t, "items") {
+		r.Items = append(r.Items, ItemResult{Found: rapid.Bool().Draw(t, "item found")})
 	}
 	for range rapid.IntRange(0, 4).Draw(t, "siblings") {
 		r.Siblings = append(r.Siblings, Sibling{

@@ -20,9 +20,11 @@ const (
 	OpDelete
 	// OpInquire asks what became of the write that Request.ID names; Key is one that it was to change.
 	OpInquire
+	// OpBatch applies Request.Items, all of them or none. Key is that of the first, by which the batch is routed.
+	OpBatch
 )
 
-var opNames = [...]string{"invalid", "get", "put", "delete", "inquire"}
+var opNames = [...]string{"invalid", "get", "put", "delete", "inquire", "batch"}
 
 // String returns the operation as metrics and messages spell it.
 func (o Op) String() string {
@@ -32,8 +34,8 @@ func (o Op) String() string {
 	return opNames[0]
 }
 
-// IsWrite reports whether the operation changes the key.
-func (o Op) IsWrite() bool { return o == OpPut || o == OpDelete }
+// IsWrite reports whether the operation changes keys.
+func (o Op) IsWrite() bool { return o == OpPut || o == OpDelete || o == OpBatch }
 
 // ConditionKind says what a conditional write requires of the key's present state.
 type ConditionKind uint8
@@ -82,6 +84,8 @@ type Request struct {
 	Context   []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
 	// ID lets a strong write be repeated without being applied twice.
 	ID OpID
+	// Items are the writes of an OpBatch.
+	Items []BatchItem
 	// Hops counts the nodes that forwarded the request. Bounded by the router, so that nodes that disagree about a
 	// leader cannot hand a request around for ever.
 	Hops uint8
@@ -114,4 +118,6 @@ type Response struct {
 	Concurrent  int
 	Coordinator NodeID
 	Replicas    []NodeID // who acknowledged or answered
+	// Items answers those of an OpBatch, in their order.
+	Items []ItemResult
 }

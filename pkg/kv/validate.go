@@ -29,7 +29,10 @@ func (r *Request) Validate(l Limits) error {
 		return Errorf(CodeBadRequest, "siblings= chooses how a read answers; it means nothing on a write")
 	}
 	if r.Level == LevelStrong {
-		return r.validateStrong()
+		return r.validateStrong(l)
+	}
+	if r.Op == OpBatch {
+		return Errorf(CodeBadRequest, "an atomic batch is applied at level strong, not at %s", r.Level)
 	}
 	if r.Op == OpInquire {
 		return Errorf(CodeBadRequest, "only level strong remembers operations, not %s", r.Level)
@@ -52,7 +55,7 @@ func (r *Request) Validate(l Limits) error {
 
 func (r *Request) validateSizes(l Limits) error {
 	switch {
-	case r.Op < OpGet || r.Op > OpInquire:
+	case r.Op < OpGet || r.Op > OpBatch:
 		return Errorf(CodeBadRequest, "unknown operation %d", r.Op)
 	case len(r.Key) == 0:
 		return Errorf(CodeBadRequest, "the key is empty; a key has 1 to %d bytes", l.KeyBytesMax)
@@ -64,12 +67,14 @@ func (r *Request) validateSizes(l Limits) error {
 	return nil
 }
 
-func (r *Request) validateStrong() error {
+func (r *Request) validateStrong(l Limits) error {
 	switch {
 	case r.Quorum != (Quorum{}):
 		return Errorf(CodeBadRequest, "level strong is always decided by a majority of the partition's replicas; n, r and w go with level eventual")
 	case len(r.Context) > 0:
 		return Errorf(CodeBadRequest, "a context orders eventual writes; at level strong use if-version")
+	case r.Op == OpBatch:
+		return r.validateBatch(l)
 	case r.Op == OpInquire && r.ID.IsZero():
 		return Errorf(CodeBadRequest, "the operation id is empty; it has 1 to %d bytes", OpSessionBytesMax)
 	}

@@ -42,3 +42,53 @@ func (n *Node) inquire(ctx context.Context, rt route) (kv.Response, error) {
 	}
 	return res, nil
 }
+
+// costOf is what the request takes of the bytes that the node works on at once.
+func costOf(r *kv.Request) int64 {
+	cost := len(r.Key) + len(r.Value)
+	for i := range r.Items {
+		cost += len(r.Items[i].Key) + len(r.Items[i].Value)
+	}
+	return int64(cost)
+}
+
+// together refuses a batch whose keys do not share a partition, or that is not routed by one of them.
+func (rt *route) together() error {
+	for i := range rt.request.Items {
+		if p := rt.state.Map.PartitionOf(rt.request.Items[i].Key); p != rt.partition {
+			return kv.Errorf(kv.CodeCrossPartition, "operation %d: its key lies in partition %d, the first one's in partition %d; "+
+				"keys with the same {tag} share a partition", i, p, rt.partition)
+		}
+	}
+	return nil
+}
+
+// batch applies an atomic batch on this node, which leads the partition as far as it knows.
+func (n *Node) batch(ctx context.Context, rt route) (kv.Response, error) {
+	r := rt.request
+	op := consensus.WriteOp{ID: r.ID, Batch: make([]consensus.WriteOp, len(r.Items))}
+	for i := range r.Items {
+		item := &r.Items[i]
+		op.Batch[i] = consensus.WriteOp{Key: item.Key, Value: item.Value, Delete: item.Op == kv.OpDelete, Condition: item.Condition}
+	}
+	reply, err := n.strong.Write(ctx, rt.partition, op)
+	if err == nil {
+		err = refusal(reply)
+	}
+	if err != nil {
+		return kv.Response{}, err
+	}
+	if !reply.Applied {
+		e := kv.Errorf(kv.CodeVersionMismatch, "operation %d: the key is at version %d; nothing was written", reply.Missed, reply.Revision)
+		e.CurrentVersion = reply.Revision
+		return kv.Response{}, e
+	}
+	res := kv.Response{
+		Settled: true, Level: kv.LevelStrong, Outcome: kv.OutcomeApplied, Acks: reply.Acks, Version: reply.Revision,
+		Timestamp: reply.Stamp.Time.Time(), Coordinator: n.id.Node, Replicas: n.strongReplicas(rt), Items: make([]kv.ItemResult, len(r.Items)),
+	}
+	for i, found := range reply.Items {
+		res.Items[i].Found = found
+	}
+	return res, nil
+}

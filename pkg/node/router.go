@@ -43,7 +43,7 @@ func (n *Node) Execute(ctx context.Context, r *kv.Request) (kv.Response, error) 
 			return kv.Response{}, kv.AsError(err)
 		}
 	}
-	cost := int64(len(r.Key) + len(r.Value))
+	cost := costOf(r)
 	if err := n.admission.enter(cost); err != nil {
 		n.metrics.refused.Inc()
 		return kv.Response{}, err
@@ -98,6 +98,11 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 		return route{}, kv.Errorf(kv.CodeNotReady, "the cluster has no partition map yet")
 	}
 	rt := route{request: r, state: st, partition: st.Map.PartitionOf(r.Key)}
+	if r.Op == kv.OpBatch {
+		if err := rt.together(); err != nil {
+			return route{}, err
+		}
+	}
 	rt.owners = st.Map.Owners(rt.partition)
 	rt.resolver = quorum.ResolverByName(policy.Resolver)
 	if r.Level == kv.LevelStrong {
@@ -224,6 +229,8 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 		return n.strongGet(ctx, rt)
 	case kv.OpInquire:
 		return n.inquire(ctx, rt)
+	case kv.OpBatch:
+		return n.batch(ctx, rt)
 	default:
 	}
 	reply, err := n.strong.Write(ctx, rt.partition, consensus.WriteOp{

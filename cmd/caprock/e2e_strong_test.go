@@ -1,0 +1,100 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// send sends a request with a body and headers as they are.
+func (n *e2eNode) send(t *testing.T, status int, method, target, body string, headers ...string) map[string]any {
+	t.Helper()
+	r, err := http.NewRequest(method, "http://"+n.http+target, strings.NewReader(body))
+	require.NoError(t, err)
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		r.Header.Set(name, value)
+	}
+	resp, err := e2eClient.Do(r)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, status, resp.StatusCode, "%s %s: %s", method, target, raw)
+	var doc map[string]any
+	require.NoError(t, json.Unmarshal(raw, &doc), "%s", raw)
+	return doc
+}
+
+func TestStrongLaneThroughEveryFront(t *testing.T) {
+	c := startCluster(t)
+	t.Run("a repeated write is applied once, whoever is asked", func(t *testing.T) { testRepeated(t, c) })
+	t.Run("batches", func(t *testing.T) { testBatches(t, c) })
+}
+
+func testRepeated(t *testing.T, c *e2eCluster) {
+	var first map[string]any
+	for i, n := range c.nodes {
+		a := n.send(t, 200, "PUT", "/kv/once", "1", "Idempotency-Key: order 17")
+		if i == 0 {
+			first = a
+		}
+		require.Equal(t, first["version"], a["version"])
+		require.Equal(t, first["timestamp"], a["timestamp"])
+		a = n.send(t, 200, "GET", "/ops/order%2017?key=once", "")
+		require.Equal(t, "applied", a["outcome"])
+		require.Equal(t, first["version"], a["version"])
+		a = n.send(t, 400, "PUT", "/kv/once", "2", "Idempotency-Key: order 17")
+		require.Equal(t, "BAD_REQUEST", a["code"])
+		a = n.send(t, 404, "GET", "/ops/order%2018?key=once", "")
+		require.Equal(t, "OPERATION_NOT_FOUND", a["code"])
+		require.Equal(t, "unknown", a["outcome"])
+		a = n.send(t, 412, "PUT", "/kv/once?if-version=0", "x", "Idempotency-Key: create")
+		require.Equal(t, first["version"], a["current_version"])
+		a = n.send(t, 200, "GET", "/ops/create?key=once", "")
+		require.Equal(t, "not_applied", a["outcome"])
+	}
+	a := c.nodes[2].send(t, 200, "GET", "/kv/once", "")
+	require.Equal(t, "1", a["value"])
+}
+
+func testBatches(t *testing.T, c *e2eCluster) {
+	n1, n2, n3 := c.nodes[0], c.nodes[1], c.nodes[2]
+	a := n1.send(t, 200, "POST", "/batch?atomic=true", `{"operations":[
+		{"type":"PUT","key":"{cart}a","value":"1"},{"type":"PUT","key":"{cart}b","value":"2","if_version":0}]}`)
+	results := a["results"].([]any)
+	require.Len(t, results, 2)
+	version := results[0].(map[string]any)["version"]
+	require.Equal(t, version, results[1].(map[string]any)["version"], "one entry")
+	for _, n := range c.nodes {
+		a = n.send(t, 412, "POST", "/batch?atomic=true", `{"operations":[
+			{"type":"PUT","key":"{cart}a","value":"9"},{"type":"DELETE","key":"{cart}b","if_version":1}]}`)
+		require.Equal(t, version, a["current_version"])
+		a = n.send(t, 200, "GET", "/kv/%7Bcart%7Da", "")
+		require.Equal(t, "1", a["value"])
+	}
+	a = n2.send(t, 400, "POST", "/batch?atomic=true", `{"operations":[
+		{"type":"PUT","key":"a","value":"1"},{"type":"PUT","key":"b","value":"1"},{"type":"PUT","key":"c","value":"1"},{"type":"PUT","key":"d","value":"1"}]}`)
+	require.Equal(t, "CROSS_PARTITION", a["code"])
+	n3.send(t, 404, "GET", "/kv/a", "")
+	a = n3.send(t, 207, "POST", "/batch", `{"operations":[
+		{"type":"PUT","key":"a","value":"1"},{"type":"PUT","key":"b","value":"2"},{"type":"GET","key":"a"},{"type":"GET","key":"absent"}]}`)
+	require.Len(t, a["results"], 4)
+
+	endpoints := "--endpoints=" + n1.grpc + "," + n2.grpc + "," + n3.grpc
+	input := `{"type":"PUT","key":"{t}x","value":"1"}` + "\n" + `{"type":"DELETE","key":"{t}y"}` + "\n"
+	stdout, stderr, code := command(t, input, "batch", "-", "--atomic", "-o", "json", endpoints)
+	require.Equal(t, 0, code, stderr)
+	require.Contains(t, stdout, `"outcome": "applied"`)
+	stdout, _, code = command(t, `{"operations":[{"type":"GET","key":"{t}x"},{"type":"GET","key":"absent"}]}`, "batch", "-", endpoints)
+	require.Equal(t, 3, code)
+	require.Contains(t, stdout, "KEY_NOT_FOUND")
+	_, _, code = command(t, `{"type":"PUT","key":"{t}x","value":"2","if_version":0}`, "batch", "-", "--atomic", endpoints)
+	require.Equal(t, 4, code)
+	_, _, code = command(t, `{"type":"MOVE","key":"x"}`, "batch", "-", endpoints)
+	require.Equal(t, 2, code)
+}
