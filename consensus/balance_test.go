@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -53,5 +54,44 @@ func TestNoLeaderGoesToAReplicaThatDoesNotKeepUp(t *testing.T) {
 		c.start(home.id)
 		time.Sleep(10 * time.Second)
 		require.Equal(t, home.id, c.leader(1), "it is back and keeps up")
+	})
+}
+
+func TestNoLeaderGoesToANodeThatShouldNotLead(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1)
+		home, _ := c.awaitLeader(1, 5*time.Second)
+		c.shunned.Store(home.id, true)
+		c.shunned.Store(c.others(home.id)[0], true)
+		home.store.TransferAll(c.timeout(10 * time.Second))
+		next, _ := c.awaitLeader(1, 5*time.Second)
+		require.Equal(t, c.others(home.id)[1], next.id, "the one that may lead")
+		time.Sleep(2 * time.Minute)
+		require.Equal(t, c.others(home.id)[1], c.leader(1))
+		c.shunned.Delete(home.id)
+		time.Sleep(time.Minute)
+		require.Equal(t, home.id, c.leader(1))
+	})
+}
+
+func TestTwoWhoDrainAtOnceBothWaitUntilNothingIsLed(t *testing.T) {
+	bubble(t, 3, func(c *cluster) {
+		c.bootstrap(1, 2, 3, 4)
+		for g := range kv.GroupID(4) {
+			c.awaitLeader(g+1, 5*time.Second)
+		}
+		n := c.nodes[1]
+		var both sync.WaitGroup
+		for range 2 {
+			both.Go(func() {
+				n.store.TransferAll(c.timeout(10 * time.Second))
+				for g := range kv.GroupID(4) {
+					if n.store.Leader(g+1) == n.id {
+						t.Errorf("it still leads group %d", g+1)
+					}
+				}
+			})
+		}
+		both.Wait()
 	})
 }

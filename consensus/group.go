@@ -32,8 +32,10 @@ type group struct {
 	term   uint64
 	state  raft.StateType
 	leader kv.NodeID
-	// ledSince is the tick at which this node became the group's leader.
-	ledSince uint64
+	// homeAt is the tick from which on this node, leading the group, hands it back to its preferred voter; homeTries
+	// counts the attempts since it leads.
+	homeAt    uint64
+	homeTries int
 	// transferring is true while Raft hands the leadership over and drops proposals.
 	transferring bool
 

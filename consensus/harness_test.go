@@ -30,6 +30,8 @@ type cluster struct {
 	meta  bool
 	// memtableBytes is how much storage collects before it writes tables; 0 for more than a test writes.
 	memtableBytes int64
+	// shunned are the nodes that should not lead.
+	shunned sync.Map
 	// onPull is called with each pull before it is made; nil for nothing.
 	onPull func(from, to kv.NodeID, request []byte)
 
@@ -108,6 +110,10 @@ func (c *cluster) tryStart(n *node) error {
 	}
 	n.fenced = &atomic.Bool{}
 	deps := Deps{
+		MayLead: func(id kv.NodeID) bool {
+			_, found := c.shunned.Load(id)
+			return !found
+		},
 		Self: n.id, Engine: n.engine, Clock: clock,
 		Sender: sender{net: c.net, from: n.id, fenced: n.fenced},
 		Puller: puller{c: c, from: n.id, fenced: n.fenced},

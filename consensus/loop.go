@@ -56,8 +56,8 @@ type loop struct {
 	background context.Context
 	running    sync.WaitGroup
 
-	ticks uint64
-	drain *drain
+	ticks  uint64
+	drains []*drain
 	// again asks for another iteration without waiting for mail.
 	again bool
 	// failure ends the loop: storage cannot be trusted with another write.

@@ -189,7 +189,7 @@ func (l *loop) accepted(g *group, st raft.SoftState) {
 	led := g.leads()
 	g.state = st.RaftState
 	if !led && g.leads() {
-		g.ledSince = l.ticks
+		g.homeAt, g.homeTries = l.ticks+uint64(l.cfg.BalanceCooldownTicks), 0
 	}
 	l.setLeader(g, kv.NodeID(st.Lead), led && !g.leads())
 }
@@ -271,7 +271,7 @@ func (l *loop) flush() {
 
 // settleDirty ends an iteration: groups that have something more to be done ask for another one.
 func (l *loop) settleDirty() {
-	if l.drain != nil {
+	if len(l.drains) > 0 {
 		l.continueDrain()
 	}
 	if len(l.dirty) > 0 {

@@ -1,6 +1,8 @@
 package consensus
 
 import (
+	"slices"
+
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/tracker"
 
@@ -21,20 +23,17 @@ func (l *loop) transfer(id kv.GroupID, to kv.NodeID) {
 	l.touch(g)
 }
 
-func (l *loop) startDrain(d *drain) {
-	l.stopDrain(l.drain)
-	l.drain = d
-}
+func (l *loop) startDrain(d *drain) { l.drains = append(l.drains, d) }
 
-// stopDrain ends the drain if it is the present one.
+// stopDrain ends a drain, unless it has ended.
 func (l *loop) stopDrain(d *drain) {
-	if d != nil && l.drain == d {
+	if i := slices.Index(l.drains, d); i >= 0 {
 		close(d.done)
-		l.drain = nil
+		l.drains = slices.Delete(l.drains, i, i+1)
 	}
 }
 
-// continueDrain starts the transfers that can be started, and ends the drain when nothing is led any more that another
+// continueDrain starts the transfers that can be started, and ends all drains when nothing is led any more that another
 // voter could lead.
 func (l *loop) continueDrain() {
 	led := false
@@ -51,15 +50,18 @@ func (l *loop) continueDrain() {
 		}
 	}
 	if !led {
-		l.stopDrain(l.drain)
+		for len(l.drains) > 0 {
+			l.stopDrain(l.drains[0])
+		}
 	}
 }
 
-// successor returns the voter, other than this node, that has been heard of lately and holds most of the log.
+// successor returns the voter, other than this node, that may lead, has been heard of lately and holds most of the log.
 func (l *loop) successor(g *group) (kv.NodeID, bool) {
 	best, match, found := kv.NoNode, uint64(0), false
 	g.rn.WithProgress(func(id uint64, kind raft.ProgressType, pr tracker.Progress) {
-		if kind != raft.ProgressTypePeer || id == uint64(l.deps.Self) || !pr.RecentActive {
+		if kind != raft.ProgressTypePeer || id == uint64(l.deps.Self) || !pr.RecentActive ||
+			!l.mayLead(kv.NodeID(id)) {
 			return
 		}
 		if !found || pr.Match > match || (pr.Match == match && kv.NodeID(id) < best) {

@@ -61,6 +61,8 @@ type Deps struct {
 	// OnLeader is called by the store loop when what this node knows of a group's leader changes, NoNode included. It
 	// may be nil and must not block.
 	OnLeader func(g kv.GroupID, leader kv.NodeID)
+	// MayLead reports whether the node should be handed leaderships. nil: every node. It must not block.
+	MayLead func(kv.NodeID) bool
 }
 
 // Proposal is one command for a group.

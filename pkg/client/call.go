@@ -46,6 +46,9 @@ type call struct {
 	unsure  atomic.Bool
 	session *session // of the operation's id; nil for none, or the caller's own
 
+	// endpoint is the index of the one that the operation was sent to last.
+	endpoint atomic.Int32
+
 	// What follows belongs to whoever moves the operation along: one of dispatcher, sender, receiver or janitor at a time.
 	attempts  int
 	tried     uint64    // endpoints that failed the operation, as bits by index
@@ -120,6 +123,7 @@ func (c *call) expire() {
 	case queued:
 		c.abandon(kv.Errorf(kv.CodeDeadlineExceeded, "the operation could not be sent before its deadline"))
 	default:
+		c.client.routes.failed(int(c.endpoint.Load()), &c.op.Request)
 		c.abandon(kv.Errorf(kv.CodeDeadlineExceeded, "no answer before the deadline"))
 	}
 }

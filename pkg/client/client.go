@@ -236,6 +236,9 @@ func (c *Client) candidates(op *call) []*conn {
 
 // failed decides what follows a failed attempt of an operation in state sent: it is answered, or parked for another.
 func (c *Client) failed(op *call, index int, err *kv.Error, lost bool) {
+	if blames(err, lost) {
+		c.routes.failed(index, &op.op.Request)
+	}
 	if op.write() && err.Outcome != kv.OutcomeNotApplied {
 		op.unsure.Store(true)
 	}

@@ -95,6 +95,28 @@ func (r *routes) endpoint(req *kv.Request) int {
 	}
 }
 
+// failed forgets that the endpoint works on the request's partition, if that is what is remembered. A node that is cut off
+// from its peers still takes requests, and answers none: whoever went on asking it would fail for as long as that lasts.
+func (r *routes) failed(index int, req *kv.Request) {
+	t := r.table.Load()
+	if t.partitions == 0 {
+		return
+	}
+	p := ring.PartitionOf(req.Key, t.partitions)
+	t.strong[p].CompareAndSwap(int32(index), unrouted)
+	t.eventual[p].CompareAndSwap(int32(index), unrouted)
+}
+
+// blames reports whether a failure is one of the endpoint, which another one may not have.
+func blames(err *kv.Error, lost bool) bool {
+	switch err.Code {
+	case kv.CodeNoLeader, kv.CodeNotReady, kv.CodeQuorumUnavailable, kv.CodeDeadlineExceeded:
+		return true
+	default:
+		return lost
+	}
+}
+
 // answered notes who worked on an operation that was sent to the endpoint. Of eventual operations it remembers only those
 // that were handed on: an endpoint that is a replica itself is as good as any other, and they should take turns.
 func (r *routes) answered(index int, key []byte, result *kvwire.Result) {

@@ -1,14 +1,17 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/caprockdb/caprock/api/kvpb"
 	"github.com/caprockdb/caprock/api/kvwire"
+	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/ring"
 )
 
@@ -91,6 +94,37 @@ func TestStrongOperationsGoStraightToTheLeader(t *testing.T) {
 			require.NoError(t, err)
 		}
 	})
+}
+
+func TestALeaderThatIsCutOffIsNotAskedForEver(t *testing.T) {
+	cl := newRoutedCluster(t, func(int) int { return 0 })
+	c := cl.client()
+	_, err := c.Get("k")
+	require.NoError(t, err)
+	cl.leaders(kvpb.Level_LEVEL_STRONG, func(int) int { return 1 })
+	for name, answer := range map[string]func(*kvpb.Operation) *kvpb.Result{
+		"it answers late and refuses": func(*kvpb.Operation) *kvpb.Result {
+			time.Sleep(100 * time.Millisecond)
+			return refusal(kv.CodeNoLeader, kvpb.Outcome_OUTCOME_NOT_APPLIED)
+		},
+		"it does not answer": func(*kvpb.Operation) *kvpb.Result { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cl.nodes[0].mu.Lock()
+			cl.nodes[0].answer = answer
+			cl.nodes[0].mu.Unlock()
+			c.routes.table.Load().strong[ring.PartitionOf([]byte("k"), 16)].Store(0)
+			failures := 0
+			for range 20 {
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				if _, err := c.GetContext(ctx, "k"); err != nil {
+					failures++
+				}
+				cancel()
+			}
+			require.LessOrEqual(t, failures, 2, "of 20")
+		})
+	}
 }
 
 func TestEventualOperationsTakeTurnsAmongReplicas(t *testing.T) {

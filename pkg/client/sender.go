@@ -130,6 +130,7 @@ func (c *conn) takeBatch(out *outgoing) (draining bool) {
 			out.expired = append(out.expired, op)
 			continue
 		}
+		op.endpoint.Store(int32(c.index)) // before anybody can find the operation sent
 		if !op.move(queued, sent) {
 			continue // its caller gave up
 		}

@@ -20,6 +20,8 @@ type Meta struct {
 	Zone    string    `json:"z,omitempty"`
 	DC      string    `json:"d,omitempty"`
 	Cluster uint64    `json:"c,omitempty"`
+	// Unfit says that the member should be handed no leadership: it stops, or its disk takes no writes.
+	Unfit bool `json:"u,omitempty"`
 }
 
 func (m Meta) encode() ([]byte, error) {

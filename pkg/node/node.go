@@ -153,6 +153,7 @@ func (n *Node) compose(deps Deps) (err error) {
 	n.strong, err = consensus.New(n.cfg.Consensus, consensus.Deps{
 		Self: n.id.Node, Engine: n.engine, Sender: n.mux, Puller: n.mux, Clock: n.clock, Meta: n.machine,
 		Logger: n.log, Registerer: deps.Registerer, OnLeader: n.leaderChanged,
+		MayLead: n.mayLead,
 	})
 	if err != nil {
 		return err
@@ -229,7 +230,22 @@ func (n *Node) announce() error {
 	return n.members.SetSelf(membership.Meta{
 		ID: n.id.Node, HTTP: n.cfg.Advertise.HTTP, GRPC: n.cfg.Advertise.GRPC, Gossip: n.cfg.Advertise.Gossip,
 		RESP: n.cfg.Advertise.RESP, Zone: n.cfg.Zone, DC: n.cfg.DC, Cluster: n.ClusterID(),
+		Unfit: n.unfit(),
 	})
+}
+
+// unfit reports whether this node should lead nothing: it stops, or takes no writes.
+func (n *Node) unfit() bool {
+	return n.draining.Load() || n.space.low.Load() || n.engine.Degraded() != nil
+}
+
+// mayLead reports whether the node should be handed leaderships, as far as gossip knows.
+func (n *Node) mayLead(id kv.NodeID) bool {
+	if id == n.id.Node {
+		return !n.unfit()
+	}
+	m, known := n.members.Lookup(n.NodeName(id))
+	return known && !m.Meta.Unfit
 }
 
 // Run runs the node until ctx is done, then stops it gracefully: it refuses new requests, finishes those in flight,
@@ -346,6 +362,9 @@ func (n *Node) keepClockAhead(ctx context.Context) error {
 // drain refuses new requests, waits for those in flight and hands the leaders over.
 func (n *Node) drain() {
 	n.draining.Store(true)
+	if err := n.announce(); err != nil {
+		n.log.Warn("the others will learn late that this node stops", "error", err)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.DrainTimeout)
 	defer cancel()
 	n.log.Info("stopping: finishing requests in flight and handing leaders over")

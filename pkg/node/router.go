@@ -255,7 +255,10 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 }
 
 func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
-	if err := n.strong.ReadBarrier(ctx, rt.partition.Group()); err != nil && mutant.Planted != mutant.LocalReadAsStrong {
+	switch err := n.readBarrier(ctx, rt.partition.Group()); {
+	case errors.Is(err, errBehind):
+		return n.handToLeader(ctx, rt)
+	case err != nil && mutant.Planted != mutant.LocalReadAsStrong:
 		return kv.Response{}, err
 	}
 	s, found, err := n.engine.State().Strong(rt.partition.Group(), rt.request.Key)
@@ -265,7 +268,7 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	replicas := n.strongReplicas(rt)
 	if s.Expiry != 0 && replicas[0] != n.id.Node {
 		// Whether a value has expired is for one clock to say, or it would come back with the next reader.
-		return n.forward(ctx, replicas[0], rt.request)
+		return n.handToLeader(ctx, rt)
 	}
 	res := kv.Response{
 		Settled: true, Level: kv.LevelStrong, Context: causal.EncodeContext(rt.request.Key, nil),
@@ -275,6 +278,37 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 		res.Found, res.Value, res.Version, res.Timestamp = true, s.Value, s.Revision, s.Stamp.Time.Time()
 	}
 	return res, nil
+}
+
+// handToLeader has the leader answer a read that this replica should not.
+func (n *Node) handToLeader(ctx context.Context, rt route) (kv.Response, error) {
+	leader := n.strong.Leader(rt.partition.Group())
+	if leader == kv.NoNode || leader == n.id.Node || rt.request.Hops >= hopsMax {
+		return kv.Response{}, kv.Errorf(kv.CodeNoLeader, "partition %d has no leader at present that could answer", rt.partition)
+	}
+	return n.forward(ctx, leader, rt.request)
+}
+
+// followerPatience is how long a follower's own replica may take to catch up with a read, before the leader answers it.
+const followerPatience = 250 * time.Millisecond
+
+var errBehind = errors.New("this replica lags behind its leader")
+
+// readBarrier is the strong lane's. On a follower that does not get there in time, because it has just come back say, it
+// returns errBehind while the leader can still be asked.
+func (n *Node) readBarrier(ctx context.Context, g kv.GroupID) error {
+	leader := n.strong.Leader(g)
+	if leader == n.id.Node || leader == kv.NoNode {
+		return n.strong.ReadBarrier(ctx, g)
+	}
+	patient, cancel := context.WithTimeout(ctx, followerPatience)
+	defer cancel()
+	err := n.strong.ReadBarrier(patient, g)
+	leader = n.strong.Leader(g)
+	if err != nil && patient.Err() != nil && ctx.Err() == nil && leader != n.id.Node && leader != kv.NoNode {
+		return errBehind
+	}
+	return err
 }
 
 // strongReplicas names who vouches for a strong answer: the leader first, then this node if it answers in its place.

@@ -103,15 +103,23 @@ func (c spaceCommitter) Commit(fill func(*storage.Batch), done func(error)) erro
 }
 
 // watchSpace looks at the free space until ctx is done. While there is none, or background writes fail, it hands over
-// what this node leads: another leader can take the writes that this one refuses. A partition of which no other voter is
-// alive stays here, and so does what comes back by an election, until the next attempt; it is read here as before.
+// what this node leads: another leader can take the writes that this one refuses. It tells the others, so that they do not
+// hand it back. A partition of which no other voter is alive and takes writes stays here, and so does what comes back by an election, until the next attempt; it is read here as before.
 func (n *Node) watchSpace(ctx context.Context) error {
 	tick := time.NewTicker(spaceInterval)
 	defer tick.Stop()
 	var nextHandover time.Time
+	told := false
 	for {
 		n.lookAtSpace()
-		if n.space.low.Load() || n.engine.Degraded() != nil {
+		unfit := n.unfit()
+		if unfit != told {
+			if err := n.announce(); err != nil {
+				return err
+			}
+			told = unfit
+		}
+		if unfit {
 			if now := time.Now(); !now.Before(nextHandover) && !n.draining.Load() {
 				nextHandover = now.Add(handoverInterval)
 				handover, cancel := context.WithTimeout(ctx, handoverTimeout)
