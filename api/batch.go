@@ -79,7 +79,7 @@ func (x *executor) atomicBatch(ctx context.Context, items []kv.Request, id kv.Op
 		if r.Level != kv.LevelUnset && r.Level != kv.LevelStrong {
 			return nil, kv.Errorf(kv.CodeBadRequest, "an atomic batch is applied at level strong, not at %s", r.Level)
 		}
-		req.Items[i] = kv.BatchItem{Op: r.Op, Key: r.Key, Value: r.Value, Condition: r.Condition}
+		req.Items[i] = kv.BatchItem{Op: r.Op, Key: r.Key, Value: r.Value, Condition: r.Condition, TTL: r.TTL}
 	}
 	resp, err := x.execute(ctx, req)
 	if err != nil {

@@ -73,7 +73,7 @@ func batchType(name string) (kv.Op, bool) {
 
 // batchFields are the members of an operation. All but if_version are strings.
 func batchFields() []string {
-	return []string{"type", "key", "value", "encoding", "key_encoding", "if_version"}
+	return []string{"type", "key", "value", "encoding", "key_encoding", "if_version", "ttl"}
 }
 
 // decodeBatch reads {"operations":[{"type":…,"key":…},…]}, as strictly as decodeStrings reads its objects. Keys and values
@@ -206,6 +206,14 @@ func makeItem(fields [][]byte) (item kv.Request, err *kv.Error) {
 	if op == kv.OpPut {
 		if item.Value, err = decodeEncoding(fields[2], fields[3]); err != nil {
 			return item, err
+		}
+	}
+	if fields[6] != nil {
+		if item.TTL, err = parseTTL(string(fields[6])); err != nil {
+			return item, err
+		}
+		if op != kv.OpPut {
+			return item, kv.Errorf(kv.CodeBadRequest, `a %s has no "ttl"`, fields[0])
 		}
 	}
 	if fields[5] != nil {

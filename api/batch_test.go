@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -52,7 +53,7 @@ func TestAtomicBatchIsOneRequest(t *testing.T) {
 			Level: kv.LevelStrong, Version: 7, Outcome: kv.OutcomeApplied, Acks: 2, Timestamp: fakeTime, Items: []kv.ItemResult{{}, {Found: true}},
 		}, r.Validate(kv.DefaultLimits())
 	}
-	w := call(t, h, "POST", "/batch?atomic=true", `{"operations":[{"type":"PUT","key":"{t}a","value":"1","if_version":0},{"type":"DELETE","key":"{t}b"}]}`,
+	w := call(t, h, "POST", "/batch?atomic=true", `{"operations":[{"type":"PUT","key":"{t}a","value":"1","if_version":0,"ttl":"1m"},{"type":"DELETE","key":"{t}b"}]}`,
 		"Idempotency-Key: once")
 	require.Equal(t, 200, w.Code, w.Body)
 	require.JSONEq(t, `{"results":[
@@ -65,7 +66,7 @@ func TestAtomicBatchIsOneRequest(t *testing.T) {
 	require.Equal(t, "{t}a", string(r.Key))
 	require.Equal(t, "once", string(r.ID.Session))
 	require.Equal(t, kv.BatchItem{
-		Op: kv.OpPut, Key: []byte("{t}a"), Value: []byte("1"), Condition: kv.Condition{Kind: kv.ConditionVersion},
+		Op: kv.OpPut, Key: []byte("{t}a"), Value: []byte("1"), Condition: kv.Condition{Kind: kv.ConditionVersion}, TTL: time.Minute,
 	}, r.Items[0])
 }
 
@@ -100,6 +101,8 @@ func TestBadBatchesAreRefusedAndWriteNothing(t *testing.T) {
 		"a key that is a number": {"/batch", wrap(`{"type":"GET","key":1}`), kv.CodeBadRequest, "string"},
 		"a version with a sign":  {"/batch", wrap(`{"type":"DELETE","key":"a","if_version":-1}`), kv.CodeBadRequest, "if_version"},
 		"a version with a dot":   {"/batch", wrap(`{"type":"DELETE","key":"a","if_version":1.5}`), kv.CodeBadRequest, "if_version"},
+		"a ttl that is none":     {"/batch", wrap(`{"type":"PUT","key":"a","value":"1","ttl":"0s"}`), kv.CodeBadRequest, "ttl"},
+		"a delete with a ttl":    {"/batch", wrap(`{"type":"DELETE","key":"a","ttl":"5s"}`), kv.CodeBadRequest, "ttl"},
 		"an empty key":           {"/batch?atomic=true", wrap(`{"type":"DELETE","key":""}`), kv.CodeBadRequest, "empty"},
 		"atomic nonsense":        {"/batch?atomic=yes", wrap(put), kv.CodeBadRequest, "atomic"},
 		"atomic at eventual":     {"/batch?atomic=true&consistency=eventual", wrap(put), kv.CodeBadRequest, "strong"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -19,6 +20,18 @@ func TestIdempotencyKeyNamesTheWrite(t *testing.T) {
 	require.Equal(t, 200, call(t, h, "DELETE", "/kv/a?consistency=strong", "", "Idempotency-Key: k").Code)
 	require.Equal(t, 200, call(t, h, "PUT", "/kv/a", "v").Code)
 	require.True(t, node.requests[2].ID.IsZero())
+}
+
+func TestTTLIsADurationOrSeconds(t *testing.T) {
+	node := newFakeNode()
+	h := newTestHandler(t, node)
+	for i, test := range []struct {
+		text string
+		want time.Duration
+	}{{"90", 90 * time.Second}, {"1m30s", 90 * time.Second}, {"1.5s", 1500 * time.Millisecond}, {"315360000", kv.TTLMax}} {
+		require.Equal(t, 200, call(t, h, "PUT", "/kv/a?ttl="+test.text, "v").Code, test.text)
+		require.Equal(t, test.want, node.requests[i].TTL)
+	}
 }
 
 func TestOperationAnswersAsDocumented(t *testing.T) {

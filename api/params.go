@@ -19,6 +19,7 @@ type params struct {
 	timeout   time.Duration // 0: not given
 	context   []byte        // nil: not given
 	id        kv.OpID       // of the header Idempotency-Key
+	ttl       time.Duration // 0: for ever
 	seen      uint32        // a bit for each entry of dataParams that was given
 }
 
@@ -41,7 +42,10 @@ func dataParamTable() []dataParam {
 		{"context", false, true, func(_ *Config, p *params, v string) *kv.Error { return parseContext(v, &p.context) }},
 		{"if-version", false, true, parseIfVersion},
 		{"siblings", true, false, parseSiblings},
-		{"ttl", false, true, unsupportedParam("ttl")},
+		{"ttl", false, true, func(_ *Config, p *params, v string) (err *kv.Error) {
+			p.ttl, err = parseTTL(v)
+			return err
+		}},
 		{"sloppy", false, true, unsupportedParam("sloppy")},
 		{"fallback", true, true, unsupportedParam("fallback")},
 		{"explain", true, true, unsupportedParam("explain")},
@@ -167,6 +171,22 @@ func parseTimeout(c *Config, p *params, value string) *kv.Error {
 	}
 	p.timeout = d
 	return nil
+}
+
+// parseTTL reads a time to live: a duration, or a number of seconds.
+func parseTTL(value string) (time.Duration, *kv.Error) {
+	d, err := time.ParseDuration(value)
+	if seconds, bad := strconv.ParseInt(value, 10, 64); bad == nil {
+		// More than can be is cut to what is refused below, so that it does not wrap around into what is not.
+		d, err = time.Duration(min(seconds, int64(kv.TTLMax/time.Second)+1))*time.Second, nil
+	}
+	switch {
+	case err != nil:
+		return 0, kv.Errorf(kv.CodeBadRequest, "ttl=%q is neither a duration such as 90s or 24h nor a number of seconds", value)
+	case d < time.Millisecond || d > kv.TTLMax:
+		return 0, kv.Errorf(kv.CodeBadRequest, "ttl=%s is out of range: it is at least 1ms and at most %d hours", value, int(kv.TTLMax.Hours()))
+	}
+	return d.Truncate(time.Millisecond), nil
 }
 
 func parseIfVersion(_ *Config, p *params, value string) *kv.Error {

@@ -3,6 +3,7 @@ package consensus
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -26,6 +27,8 @@ const (
 	commandPut    byte = 1
 	commandDelete byte = 2
 	commandBatch  byte = 3
+	commandPutTTL byte = 4
+	commandExpire byte = 5
 )
 
 // command is a command as it was decoded. Its slices alias the entry.
@@ -33,17 +36,19 @@ type command struct {
 	WriteOp
 	// fingerprint digests the body, where there is an id: the same id with another body is another request.
 	fingerprint uint64
+	// expire is set in a command that removes expired values, which has nothing of a WriteOp.
+	expire []Expiring
 }
 
 // encodeCommand returns the command that carries op out.
 func encodeCommand(op WriteOp) []byte {
 	const idBytesMax = 2*binary.MaxVarintLen64 + binary.MaxVarintLen32 + 8 + 1
-	size := 3 + 3*binary.MaxVarintLen32 + binary.MaxVarintLen64 + len(op.Key) + len(op.Value)
+	size := 4 + 5*binary.MaxVarintLen32 + binary.MaxVarintLen64 + len(op.Key) + len(op.Value)
 	for i := range op.Batch {
-		size += 3 + 2*binary.MaxVarintLen32 + binary.MaxVarintLen64 + len(op.Batch[i].Key) + len(op.Batch[i].Value)
+		size += 3 + 4*binary.MaxVarintLen32 + binary.MaxVarintLen64 + len(op.Batch[i].Key) + len(op.Batch[i].Value)
 	}
 	switch {
-	case op.ID.IsZero() && len(op.Batch) == 0:
+	case op.ID.IsZero() && len(op.Batch) == 0 && op.TTL == 0:
 		return appendWrite(append(make([]byte, 0, size), commandFormat), &op)
 	case op.ID.IsZero():
 		return appendBody(append(make([]byte, 0, size), commandFormatMore, 0), &op)
@@ -75,12 +80,18 @@ func appendBody(dst []byte, op *WriteOp) []byte {
 // appendWrite appends the body of a put or a delete.
 func appendWrite(dst []byte, op *WriteOp) []byte {
 	verb := commandPut
-	if op.Delete {
+	switch {
+	case op.Delete:
 		verb = commandDelete
+	case op.TTL != 0:
+		verb = commandPutTTL
 	}
 	dst = append(dst, verb, byte(op.Condition.Kind))
 	if op.Condition.Kind == kv.ConditionVersion {
 		dst = binary.AppendUvarint(dst, op.Condition.Version)
+	}
+	if verb == commandPutTTL {
+		dst = binary.AppendUvarint(dst, uint64(op.TTL.Milliseconds()))
 	}
 	dst = appendBytes(dst, op.Key)
 	if !op.Delete {
@@ -93,21 +104,26 @@ func appendWrite(dst []byte, op *WriteOp) []byte {
 func decodeCommand(b []byte) (command, error) {
 	var c command
 	r := reader{b: b}
-	batch := false
+	verb, expiring := byte(0), false
 	switch f := r.byte("command format"); f {
 	case commandFormat:
 	case commandFormatMore:
 		c.decodeID(&r)
-		batch = r.err == nil && len(r.b) > 0 && r.b[0] == commandBatch
+		if expiring = true; r.err == nil && len(r.b) > 0 {
+			verb = r.b[0]
+		}
 	default:
 		if r.err == nil {
 			return command{}, fmt.Errorf("%w: unknown command format %d", ErrUnreadable, f)
 		}
 	}
-	if batch {
+	switch verb {
+	case commandBatch:
 		c.readBatch(&r)
-	} else {
-		readWrite(&r, &c.WriteOp)
+	case commandExpire:
+		c.readExpire(&r)
+	default:
+		readWrite(&r, &c.WriteOp, expiring)
 	}
 	if r.err == nil && len(r.b) > 0 {
 		r.fail("trailing bytes after the command:")
@@ -144,15 +160,16 @@ func (c *command) readBatch(r *reader) {
 	}
 	c.Batch = make([]WriteOp, n)
 	for i := range c.Batch {
-		readWrite(r, &c.Batch[i])
+		readWrite(r, &c.Batch[i], true)
 	}
 }
 
-// readWrite reads what appendWrite wrote.
-func readWrite(r *reader, op *WriteOp) {
-	switch r.byte("operation") {
-	case commandPut:
-	case commandDelete:
+// readWrite reads what appendWrite wrote. The first format has no values that expire.
+func readWrite(r *reader, op *WriteOp, expiring bool) {
+	verb := r.byte("operation")
+	switch {
+	case verb == commandPut || verb == commandPutTTL && expiring:
+	case verb == commandDelete:
 		op.Delete = true
 	default:
 		r.fail("operation")
@@ -164,6 +181,12 @@ func readWrite(r *reader, op *WriteOp) {
 		op.Condition.Version = r.uvarint("version")
 	default:
 		r.fail("condition")
+	}
+	if verb == commandPutTTL {
+		op.TTL = time.Duration(r.bounded("ttl", uint64(kv.TTLMax/time.Millisecond))) * time.Millisecond
+		if r.err == nil && op.TTL == 0 {
+			r.fail("ttl")
+		}
 	}
 	op.Key = r.bytes("key")
 	if !op.Delete {

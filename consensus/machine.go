@@ -26,10 +26,17 @@ func (m kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 	ops := make([]command, len(e.Commands))
 	replies := make([]WriteReply, len(e.Commands))
 	known := sessions{state: m.state, group: e.Group}
+	var gone []lapsed
 	for i, raw := range e.Commands {
 		op, err := decodeCommand(raw)
-		if err == nil {
-			replies[i], err = m.decide(&op, e, &known)
+		switch {
+		case err != nil:
+		case op.expire != nil:
+			var more []lapsed
+			more, err = m.decideExpire(op.expire, e)
+			gone = append(gone, more...)
+		default:
+			replies[i], err = m.decide(&op, e, &known, &gone)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("group %d, entry %d, command %d: %w", e.Group, e.Pos.Index, i, err)
@@ -49,19 +56,28 @@ func (m kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 			write(b, e, &ops[i].Batch[j], replies[i].Stamp)
 		}
 	}
+	for i := range gone {
+		gone[i].write(b, e)
+	}
 	known.write(b)
 	return out, nil
 }
 
 // write adds the row of a put or a delete to the batch.
 func write(b *storage.Batch, e Committed, op *WriteOp, stamp causal.Stamp) {
-	b.SetStrong(e.Group, op.Key, storage.Strong{Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: stamp})
+	expiry := expiryOf(op, e)
+	b.SetStrong(e.Group, op.Key, storage.Strong{
+		Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: stamp, Expiry: expiry,
+	})
+	if expiry != 0 {
+		b.SetExpiry(e.Group, expiry, op.Key)
+	}
 }
 
 // decide returns what a command does, unless it did so before: then, what it did.
-func (m kvMachine) decide(op *command, e Committed, known *sessions) (WriteReply, error) {
+func (m kvMachine) decide(op *command, e Committed, known *sessions, gone *[]lapsed) (WriteReply, error) {
 	if op.ID.IsZero() {
-		return m.decideNew(&op.WriteOp, e)
+		return m.decideNew(&op.WriteOp, e, gone)
 	}
 	if err := known.open(e); err != nil {
 		return WriteReply{}, err
@@ -74,20 +90,32 @@ func (m kvMachine) decide(op *command, e Committed, known *sessions) (WriteReply
 	if done || err != nil {
 		return reply, err
 	}
-	if reply, err = m.decideNew(&op.WriteOp, e); err == nil {
+	if reply, err = m.decideNew(&op.WriteOp, e, gone); err == nil {
 		s.remember(op, reply)
 	}
 	return reply, err
 }
 
 // decideNew returns what a write, or a batch of them, does. A batch does nothing once a condition in it misses.
-func (m kvMachine) decideNew(op *WriteOp, e Committed) (WriteReply, error) {
+//
+// To a command that writes nothing a key that it found expired is gone as well, so that it stays gone: what the command
+// answered must not be taken back by a later entry with an earlier time.
+func (m kvMachine) decideNew(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
+	before := len(*gone)
+	reply, err := m.decideAll(op, e, gone)
+	if reply.Applied {
+		*gone = (*gone)[:before]
+	}
+	return reply, err
+}
+
+func (m kvMachine) decideAll(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
 	if op.Batch == nil {
-		return m.decideWrite(op, e)
+		return m.decideWrite(op, e, gone)
 	}
 	out := WriteReply{Items: make([]bool, len(op.Batch))}
 	for i := range op.Batch {
-		reply, err := m.decideWrite(&op.Batch[i], e)
+		reply, err := m.decideWrite(&op.Batch[i], e, gone)
 		if err != nil {
 			return WriteReply{}, err
 		}
@@ -100,13 +128,17 @@ func (m kvMachine) decideNew(op *WriteOp, e Committed) (WriteReply, error) {
 }
 
 // decideWrite returns what a put or a delete does. It reads the key's row only where the answer depends on it.
-func (m kvMachine) decideWrite(op *WriteOp, e Committed) (WriteReply, error) {
+func (m kvMachine) decideWrite(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
 	var s storage.Strong
 	var found bool
 	if op.Delete || op.Condition.Kind != kv.ConditionNone {
 		var err error
 		if s, found, err = m.state.Strong(e.Group, op.Key); err != nil {
 			return WriteReply{}, err
+		}
+		if found && Expired(s, e.Time) {
+			*gone = append(*gone, lapsed{key: op.Key, state: s, noted: s.Expiry})
+			found = false
 		}
 	}
 	return decide(op.Condition, s, found, e), nil

@@ -239,6 +239,78 @@ func TestBatchIsAppliedWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+// expire removes, as a leader does, what has expired by now.
+func (tm *testMachine) expire(t failer) int {
+	var keys []Expiring
+	err := tm.engine.State().ScanExpiry(machineGroup, causal.MakeHLC(tm.now.Milliseconds(), 0), func(at causal.HLC, key []byte) (bool, error) {
+		keys = append(keys, Expiring{At: at, Key: key})
+		return true, nil
+	})
+	require.NoError(t, err)
+	if len(keys) > 0 {
+		tm.apply(encodeExpire(keys))
+	}
+	return len(keys)
+}
+
+func TestValueIsThereUntilItsTimeAndNotLonger(t *testing.T) {
+	tm := newTestMachine(t)
+	defer tm.close()
+	op := put("k", "v", kv.OpID{})
+	op.TTL = 10 * time.Second
+	stamp := tm.write(op).Stamp
+	exists := WriteOp{Key: []byte("k"), Value: []byte("w"), Condition: kv.Condition{Kind: kv.ConditionVersion, Version: 2}}
+	tm.now += 10*time.Second - time.Millisecond
+	require.Zero(t, tm.expire(t), "nothing is due")
+	tm.apply(encodeExpire([]Expiring{{At: stamp.Time + 10_000<<16, Key: []byte("k")}}))
+	state := func() storage.Strong {
+		s, _, err := tm.engine.State().Strong(machineGroup, []byte("k"))
+		require.NoError(t, err)
+		return s
+	}
+	require.Equal(t, "v", string(state().Value), "an entry before its time does not remove it")
+	tm.now += time.Millisecond
+	reply := tm.write(exists)
+	require.False(t, reply.Applied || reply.Found)
+	require.Zero(t, reply.Revision, "the key is absent")
+	// The clock of the next leader is behind: what was answered as gone stays gone.
+	tm.now -= 5 * time.Second
+	require.False(t, tm.write(exists).Applied)
+	require.True(t, state().Deleted)
+	require.Equal(t, stamp, state().Stamp, "a later eventual write is not covered by the end of the value")
+	require.False(t, tm.write(WriteOp{Key: []byte("k"), Delete: true}).Found)
+}
+
+func TestExpiryRemovesOnlyTheValueItWasMeantFor(t *testing.T) {
+	tm := newTestMachine(t)
+	op := put("replaced", "v", kv.OpID{})
+	op.TTL = time.Second
+	tm.write(op)
+	tm.write(put("replaced", "for ever", kv.OpID{}))
+	op.Key = []byte("longer")
+	tm.write(op)
+	op.TTL = time.Hour
+	tm.write(op)
+	op.Key, op.TTL = []byte("gone"), time.Second
+	tm.write(op)
+	tm.now += time.Minute
+	require.Equal(t, 3, tm.expire(t))
+	require.Zero(t, tm.expire(t), "the index is clean")
+	for key, live := range map[string]bool{"replaced": true, "longer": true, "gone": false} {
+		s, found, err := tm.engine.State().Strong(machineGroup, []byte(key))
+		require.NoError(t, err)
+		require.True(t, found)
+		require.Equal(t, live, !s.Deleted, key)
+	}
+	notes := 0
+	for key := range tm.rows() {
+		if bytes.HasPrefix([]byte(key), []byte{1, 0, 0, 0, 1, 0x21}) {
+			notes++
+		}
+	}
+	require.Equal(t, 1, notes, "that of the value that is there")
+}
+
 // twinOp is an operation as the twin remembers it.
 type twinOp struct {
 	body  string
@@ -252,8 +324,8 @@ type machineTwin struct {
 	floors map[string]uint64
 }
 
-func (w *machineTwin) apply(op WriteOp, index uint64) WriteReply {
-	name, body := fmt.Sprintf("%s/%d", op.ID.Session, op.ID.Sequence), fmt.Sprint(op.Key, op.Delete, op.Value, op.Condition, op.Batch)
+func (w *machineTwin) apply(op WriteOp, index uint64, now causal.HLC) WriteReply {
+	name, body := fmt.Sprintf("%s/%d", op.ID.Session, op.ID.Sequence), fmt.Sprint(op.Key, op.Delete, op.Value, op.Condition, op.TTL, op.Batch)
 	if !op.ID.IsZero() {
 		switch known, found := w.ops[name]; {
 		case op.ID.Sequence < w.floors[string(op.ID.Session)]:
@@ -267,13 +339,18 @@ func (w *machineTwin) apply(op WriteOp, index uint64) WriteReply {
 	}
 	var reply WriteReply
 	if op.Batch == nil {
-		reply = w.write(op, index)
+		reply = w.write(op, index, now)
 	} else {
 		before := maps.Clone(w.keys)
 		items := make([]bool, len(op.Batch))
 		for i, item := range op.Batch {
-			reply = w.write(item, index)
+			reply = w.write(item, index, now)
 			if items[i] = reply.Found; !reply.Applied {
+				for _, seen := range op.Batch[:i+1] {
+					if w.expired(before, seen, now) {
+						delete(before, string(seen.Key)) // what it missed by is gone
+					}
+				}
 				w.keys, reply.Missed, items = before, i, nil
 				break
 			}
@@ -289,7 +366,16 @@ func (w *machineTwin) apply(op WriteOp, index uint64) WriteReply {
 	return reply
 }
 
-func (w *machineTwin) write(op WriteOp, index uint64) WriteReply {
+// expired reports whether the write looks at its key's value and finds it expired.
+func (w *machineTwin) expired(keys map[string]storage.Strong, op WriteOp, now causal.HLC) bool {
+	s := keys[string(op.Key)]
+	return s.Expiry != 0 && s.Expiry <= now && (op.Delete || op.Condition.Kind != kv.ConditionNone)
+}
+
+func (w *machineTwin) write(op WriteOp, index uint64, now causal.HLC) WriteReply {
+	if w.expired(w.keys, op, now) {
+		delete(w.keys, string(op.Key))
+	}
 	s, live := w.keys[string(op.Key)]
 	reply := WriteReply{Found: live && (op.Delete || op.Condition.Kind != kv.ConditionNone), Revision: s.Revision}
 	switch op.Condition.Kind {
@@ -302,7 +388,11 @@ func (w *machineTwin) write(op WriteOp, index uint64) WriteReply {
 	}
 	if reply.Applied {
 		reply.Revision = index
-		w.keys[string(op.Key)] = storage.Strong{Value: op.Value, Revision: index}
+		s = storage.Strong{Value: op.Value, Revision: index}
+		if op.TTL > 0 {
+			s.Expiry = causal.MakeHLC(now.Millis()+op.TTL.Milliseconds(), 0)
+		}
+		w.keys[string(op.Key)] = s
 		if op.Delete {
 			delete(w.keys, string(op.Key))
 		}
@@ -334,6 +424,7 @@ func drawSmallWrite(t *rapid.T, index uint64) WriteOp {
 	op := WriteOp{Key: fmt.Appendf(nil, "k%d", rapid.IntRange(0, 3).Draw(t, "key")), Delete: rapid.IntRange(0, 3).Draw(t, "delete") == 0}
 	if !op.Delete {
 		op.Value = fmt.Appendf(nil, "v%d", rapid.IntRange(0, 1).Draw(t, "value"))
+		op.TTL = time.Duration(rapid.SampledFrom([]int{0, 0, 5, 25}).Draw(t, "ttl")) * time.Second
 	}
 	switch kind := kv.ConditionKind(rapid.IntRange(0, 2).Draw(t, "condition")); kind {
 	case kv.ConditionVersion:
@@ -369,13 +460,22 @@ func TestMachineAgreesWithAMapAndWithItself(t *testing.T) {
 					keys[string(w.Key)] = true
 				}
 				commands = append(commands, encodeCommand(op))
-				want = append(want, twin.apply(op, one.index+1))
+				want = append(want, twin.apply(op, one.index+1, causal.MakeHLC(one.now.Milliseconds(), 0)))
 			}
 			replies := one.apply(commands...)
 			other.apply(commands...)
 			for i, got := range replies {
 				got.Stamp = causal.Stamp{}
 				require.Equal(t, want[i], *got, "command %d of entry %d", i, one.index)
+			}
+			if rapid.IntRange(0, 3).Draw(t, "expire") == 0 {
+				one.expire(t)
+				other.expire(t)
+				for key, s := range twin.keys {
+					if s.Expiry != 0 && s.Expiry <= causal.MakeHLC(one.now.Milliseconds(), 0) {
+						delete(twin.keys, key)
+					}
+				}
 			}
 		}
 		for key := range twin.keys {
@@ -384,6 +484,14 @@ func TestMachineAgreesWithAMapAndWithItself(t *testing.T) {
 			require.True(t, found && !s.Deleted)
 			require.Equal(t, twin.keys[key].Revision, s.Revision)
 			require.Equal(t, string(twin.keys[key].Value), string(s.Value))
+		}
+		for i := range 4 {
+			key := fmt.Sprintf("k%d", i)
+			s, found, err := one.engine.State().Strong(machineGroup, []byte(key))
+			require.NoError(t, err)
+			_, want := twin.keys[key]
+			require.Equal(t, want, found && !s.Deleted, key)
+			require.Equal(t, twin.keys[key].Expiry, s.Expiry)
 		}
 		require.Equal(t, one.rows(), other.rows())
 	})

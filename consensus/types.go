@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -90,6 +91,8 @@ type WriteOp struct {
 	Key, Value []byte
 	Delete     bool
 	Condition  kv.Condition
+	// TTL is how long the value of a put is there, from the time of its entry on, in whole milliseconds; 0 means for ever.
+	TTL time.Duration
 	// Batch holds the writes of an atomic batch, on distinct keys. Key, Value, Delete and Condition are then unused, and so
 	// are ID and Batch of its writes.
 	Batch []WriteOp

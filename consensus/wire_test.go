@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -154,6 +155,9 @@ func drawOp(t *rapid.T) WriteOp {
 	}
 	if !op.Delete {
 		op.Value = append([]byte{}, rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "value")...)
+		if rapid.Bool().Draw(t, "expires") {
+			op.TTL = time.Duration(rapid.Int64Range(1, int64(kv.TTLMax/time.Millisecond)).Draw(t, "ttl")) * time.Millisecond
+		}
 	}
 	if op.Condition.Kind == kv.ConditionVersion {
 		op.Condition.Version = rapid.Uint64().Draw(t, "version")
@@ -256,10 +260,17 @@ func FuzzDecodeEntryData(f *testing.F) {
 }
 
 func FuzzDecodeCommand(f *testing.F) {
+	f.Add(encodeExpire([]Expiring{{At: 7, Key: []byte("k")}}))
 	f.Add(encodeCommand(WriteOp{Key: []byte("k"), Value: []byte("v"), Condition: kv.Condition{Kind: kv.ConditionVersion, Version: 9}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		op, err := decodeCommand(b)
 		if err != nil {
+			return
+		}
+		if op.expire != nil {
+			again, err := decodeCommand(encodeExpire(op.expire))
+			require.NoError(t, err)
+			require.Equal(t, op.expire, again.expire)
 			return
 		}
 		again, err := decodeCommand(encodeCommand(op.WriteOp))

@@ -70,6 +70,16 @@ func (s *Store) Read(r ReadRequest) (ReadReply, error) {
 	if err != nil {
 		return ReadReply{}, unread(err)
 	}
+	if strong.Expiry != 0 && !strong.Deleted {
+		now, err := s.deps.Clock.Now()
+		if err != nil {
+			return ReadReply{}, unread(err)
+		}
+		if strong.Expiry <= now {
+			// The strong lane will leave a tombstone with this stamp.
+			strong.Deleted, strong.Value = true, nil
+		}
+	}
 	return ReadReply{HasStrong: found, Strong: strong, Set: set}, nil
 }
 

@@ -441,8 +441,10 @@ type Operation struct {
 	Context  []byte      `protobuf:"bytes,10,opt,name=context,proto3" json:"context,omitempty"`
 	Siblings SiblingMode `protobuf:"varint,11,opt,name=siblings,proto3,enum=caprock.v1.SiblingMode" json:"siblings,omitempty"`
 	// How long the operation may take, in milliseconds; 0 means the default of 5,000. At most 60,000.
-	TimeoutMs     uint32       `protobuf:"varint,12,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	OperationId   *OperationId `protobuf:"bytes,13,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	TimeoutMs   uint32       `protobuf:"varint,12,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	OperationId *OperationId `protobuf:"bytes,13,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	// How long the value of a strong put is there, in milliseconds; 0 means for ever. At most ten years.
+	TtlMs         uint64 `protobuf:"varint,14,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,6 +568,13 @@ func (x *Operation) GetOperationId() *OperationId {
 		return x.OperationId
 	}
 	return nil
+}
+
+func (x *Operation) GetTtlMs() uint64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
 }
 
 // OperationBatch is what a client sends on a stream: whatever it has pending.
@@ -1253,7 +1262,7 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05floor\x18\x03 \x01(\x04R\x05floor\x12\x1a\n" +
-	"\brequired\x18\x04 \x01(\bR\brequired\"\x95\x03\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\"\xac\x03\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1e\n" +
 	"\x02op\x18\x02 \x01(\x0e2\x0e.caprock.v1.OpR\x02op\x12\x10\n" +
@@ -1269,7 +1278,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\bsiblings\x18\v \x01(\x0e2\x17.caprock.v1.SiblingModeR\bsiblings\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\f \x01(\rR\ttimeoutMs\x12:\n" +
-	"\foperation_id\x18\r \x01(\v2\x17.caprock.v1.OperationIdR\voperationId\"G\n" +
+	"\foperation_id\x18\r \x01(\v2\x17.caprock.v1.OperationIdR\voperationId\x12\x15\n" +
+	"\x06ttl_ms\x18\x0e \x01(\x04R\x05ttlMs\"G\n" +
 	"\x0eOperationBatch\x125\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x15.caprock.v1.OperationR\n" +

@@ -41,6 +41,7 @@ func drawOperation(t *rapid.T) *kvpb.Operation {
 			Version: rapid.Uint64().Draw(t, "version"),
 		}
 	}
+	op.TtlMs = rapid.Uint64Range(0, uint64(2*kv.TTLMax/time.Millisecond)).Draw(t, "ttl")
 	if rapid.Bool().Draw(t, "named") {
 		op.OperationId = &kvpb.OperationId{
 			Session: bytes.Repeat([]byte("s"), rapid.IntRange(1, 255).Draw(t, "session")), Sequence: rapid.Uint64().Draw(t, "sequence"),
@@ -63,6 +64,7 @@ func operationTwin(op *kvpb.Operation) Operation {
 		},
 		Timeout: time.Duration(op.GetTimeoutMs()) * time.Millisecond,
 	}
+	out.Request.TTL = time.Duration(op.GetTtlMs()) * time.Millisecond
 	if id := op.GetOperationId(); id != nil {
 		out.Request.ID = kv.OpID{Session: id.GetSession(), Sequence: id.GetSequence(), Floor: id.GetFloor(), Required: id.GetRequired()}
 	}

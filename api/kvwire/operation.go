@@ -24,6 +24,7 @@ const (
 	operationSiblings  = 11
 	operationTimeout   = 12
 	operationName      = 13
+	operationTTL       = 14
 
 	conditionKind    = 1
 	conditionVersion = 2
@@ -50,7 +51,7 @@ type Operation struct {
 
 // Size is about what the operation takes in a batch, never less.
 func (o *Operation) Size() int {
-	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + 2*operationOverhead + 40 + o.nameSize()
+	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + 2*operationOverhead + 50 + o.nameSize()
 }
 
 // AppendOperation appends the operation to an encoded OperationBatch.
@@ -88,15 +89,19 @@ func appendOperationBody(dst []byte, o *Operation) []byte {
 	dst = appendBytes(dst, bytesTag(operationContext), r.Context)
 	dst = appendUint(dst, varintTag(operationSiblings), uint64(r.Siblings))
 	dst = appendUint(dst, varintTag(operationTimeout), clamp32(int(o.Timeout.Milliseconds())))
-	if r.ID.IsZero() && !r.ID.Required {
-		return dst
+	if !r.ID.IsZero() || r.ID.Required {
+		dst = appendName(dst, r.ID)
 	}
-	guess := len(r.ID.Session) + nameOverhead
+	return appendUint(dst, varintTag(operationTTL), uint64(max(r.TTL.Milliseconds(), 0)))
+}
+
+func appendName(dst []byte, id kv.OpID) []byte {
+	guess := len(id.Session) + nameOverhead
 	dst, body := beginMessage(dst, bytesTag(operationName), guess)
-	dst = appendBytes(dst, bytesTag(nameSession), r.ID.Session)
-	dst = appendUint(dst, varintTag(nameSequence), r.ID.Sequence)
-	dst = appendUint(dst, varintTag(nameFloor), r.ID.Floor)
-	dst = appendBool(dst, varintTag(nameRequired), r.ID.Required)
+	dst = appendBytes(dst, bytesTag(nameSession), id.Session)
+	dst = appendUint(dst, varintTag(nameSequence), id.Sequence)
+	dst = appendUint(dst, varintTag(nameFloor), id.Floor)
+	dst = appendBool(dst, varintTag(nameRequired), id.Required)
 	return endMessage(dst, body, guess)
 }
 
@@ -174,6 +179,9 @@ func DecodeOperation(b []byte, o *Operation) error {
 			o.Timeout = time.Duration(r.uint32()) * time.Millisecond
 		case operationName:
 			o.decodeName(&r)
+		case operationTTL:
+			// What exceeds the limit is cut to what is refused, so that it does not wrap around into what is not.
+			req.TTL = time.Duration(min(r.uint(), uint64(2*kv.TTLMax/time.Millisecond))) * time.Millisecond
 		default:
 			o.Strange = int32(r.number)
 			r.skip()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -34,6 +35,7 @@ type batchOperation struct {
 	Value       *string `json:"value"`
 	Encoding    string  `json:"encoding"`
 	IfVersion   *uint64 `json:"if_version"`
+	TTL         string  `json:"ttl"`
 }
 
 // batchDocument is what the command prints of one operation.
@@ -178,6 +180,11 @@ func (o *batchOperation) request() (r kv.Request, err error) {
 	if o.Value != nil {
 		if r.Value, err = decodeText(*o.Value, o.Encoding); err != nil {
 			return r, err
+		}
+	}
+	if o.TTL != "" {
+		if r.TTL, err = time.ParseDuration(o.TTL); err != nil || r.TTL < time.Millisecond {
+			return r, fmt.Errorf("ttl %q is no duration such as 90s", o.TTL)
 		}
 	}
 	if o.IfVersion != nil {

@@ -26,6 +26,7 @@ type operation struct {
 	n, r, w int
 	version uint64
 	token   string
+	ttl     time.Duration
 	flags   *pflag.FlagSet
 }
 
@@ -37,6 +38,7 @@ func (o *operation) addFlags(a *app, fs *pflag.FlagSet, write bool) {
 	if write {
 		fs.IntVar(&o.w, "w", 0, "eventual: how many replicas acknowledge")
 		fs.Uint64Var(&o.version, "if-version", 0, "strong: only while the key has this `version`; 0 means while it does not exist")
+		fs.DurationVar(&o.ttl, "ttl", 0, "strong put: how long the value is there, as in 90s or 24h")
 		fs.StringVar(&o.token, "context", "", "eventual: overwrite exactly what the `context` of an earlier answer covers")
 		o.output.addFlag(fs, formatTable)
 	} else {
@@ -61,6 +63,7 @@ func (o *operation) options() ([]client.Option, error) {
 		"r":          func() client.Option { return client.R(o.r) },
 		"w":          func() client.Option { return client.W(o.w) },
 		"if-version": func() client.Option { return client.IfVersion(o.version) },
+		"ttl":        func() client.Option { return client.TTL(o.ttl) },
 	} {
 		if o.flags.Changed(name) {
 			options = append(options, option())

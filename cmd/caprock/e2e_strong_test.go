@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -33,6 +34,7 @@ func (n *e2eNode) send(t *testing.T, status int, method, target, body string, he
 func TestStrongLaneThroughEveryFront(t *testing.T) {
 	c := startCluster(t)
 	t.Run("a repeated write is applied once, whoever is asked", func(t *testing.T) { testRepeated(t, c) })
+	t.Run("values that expire", func(t *testing.T) { testExpiry(t, c) })
 	t.Run("batches", func(t *testing.T) { testBatches(t, c) })
 }
 
@@ -60,6 +62,32 @@ func testRepeated(t *testing.T, c *e2eCluster) {
 	}
 	a := c.nodes[2].send(t, 200, "GET", "/kv/once", "")
 	require.Equal(t, "1", a["value"])
+}
+
+func testExpiry(t *testing.T, c *e2eCluster) {
+	n1, n2, n3 := c.nodes[0], c.nodes[1], c.nodes[2]
+	n1.send(t, 200, "PUT", "/kv/short?ttl=700ms", "v")
+	n2.send(t, 200, "PUT", "/kv/long?ttl=3600", "v")
+	n2.send(t, 200, "PUT", "/kv/kept?ttl=700ms", "v")
+	n1.send(t, 200, "PUT", "/kv/kept", "w")
+	a := n3.send(t, 200, "GET", "/kv/short", "")
+	require.Equal(t, "v", a["value"])
+	time.Sleep(700 * time.Millisecond)
+	for _, n := range c.nodes {
+		n.send(t, 404, "GET", "/kv/short", "")
+		n.send(t, 404, "GET", "/kv/short?consistency=eventual", "")
+		n.send(t, 404, "GET", "/kv/short?consistency=local", "")
+		n.send(t, 200, "GET", "/kv/long", "")
+		a = n.send(t, 200, "GET", "/kv/kept", "")
+		require.Equal(t, "w", a["value"])
+	}
+	n2.send(t, 200, "PUT", "/kv/short?if-version=0&ttl=1h", "again")
+	n3.send(t, 200, "GET", "/kv/short", "")
+	_, stderr, code := command(t, "", "put", "tool-ttl", "v", "--ttl", "50ms", "--endpoints="+n1.grpc)
+	require.Equal(t, 0, code, stderr)
+	time.Sleep(100 * time.Millisecond)
+	_, _, code = command(t, "", "get", "tool-ttl", "--endpoints="+n2.grpc)
+	require.Equal(t, 3, code)
 }
 
 func testBatches(t *testing.T, c *e2eCluster) {

@@ -114,7 +114,8 @@ func outcomeOf(o kvpb.Outcome) kv.Outcome {
 func operationOf(r *kv.Request) *kvpb.Operation {
 	op := &kvpb.Operation{
 		Op: kvpb.Op(r.Op), Key: r.Key, Value: r.Value, Level: kvpb.Level(r.Level), Context: r.Context, Siblings: kvpb.SiblingMode(r.Siblings),
-		N: uint32(r.Quorum.N), R: uint32(r.Quorum.R), W: uint32(r.Quorum.W),
+		TtlMs: uint64(r.TTL.Milliseconds()),
+		N:     uint32(r.Quorum.N), R: uint32(r.Quorum.R), W: uint32(r.Quorum.W),
 	}
 	if r.Condition != (kv.Condition{}) {
 		op.Condition = &kvpb.Condition{Kind: kvpb.ConditionKind(r.Condition.Kind), Version: r.Condition.Version}

@@ -68,6 +68,17 @@ func OperationID(id string) Option {
 	return func(r *request) { r.ID = kv.OpID{Session: []byte(id), Required: true} }
 }
 
+// TTL makes the value of a strong write expire that long after it was written: whole milliseconds, at most kv.TTLMax.
+func TTL(d time.Duration) Option {
+	return func(r *request) {
+		if d < time.Millisecond || d > kv.TTLMax || d%time.Millisecond != 0 {
+			r.refuse(kv.Errorf(kv.CodeBadRequest, "a ttl of %s is out of range: whole milliseconds, at most %s", d, kv.TTLMax))
+			return
+		}
+		r.TTL = d
+	}
+}
+
 // Context hands back the causal context of an earlier result, so that an eventual write overwrites exactly what was read.
 func Context(context []byte) Option { return func(r *request) { r.Context = context } }
 

@@ -1,6 +1,9 @@
 package kv
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Limits of a batch (design.md §12).
 const (
@@ -17,6 +20,7 @@ type BatchItem struct {
 	Op         Op // OpPut or OpDelete
 	Key, Value []byte
 	Condition  Condition
+	TTL        time.Duration // as Request.TTL
 }
 
 // ItemResult answers a BatchItem of a batch that was applied. Its version is that of the whole batch.
@@ -42,7 +46,7 @@ func (r *Request) validateBatch(l Limits) error {
 		if !item.Op.IsWrite() || item.Op == OpBatch {
 			return Errorf(CodeBadRequest, "operation %d is a %s; an atomic batch holds puts and deletes", i, item.Op)
 		}
-		one := Request{Op: item.Op, Level: r.Level, Key: item.Key, Value: item.Value, Condition: item.Condition}
+		one := Request{Op: item.Op, Level: r.Level, Key: item.Key, Value: item.Value, Condition: item.Condition, TTL: item.TTL}
 		if err := one.Validate(l); err != nil {
 			e := *AsError(err)
 			e.Detail = fmt.Sprintf("operation %d: %s", i, e.Detail)

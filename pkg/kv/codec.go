@@ -28,7 +28,7 @@ const (
 	// siblingBytesMin is an encoded sibling with an empty value and no timestamp.
 	siblingBytesMin = 1 + 1 + 1
 	// itemBytesMin is an encoded item of a batch without a condition, key and value.
-	itemBytesMin = 4
+	itemBytesMin = 5
 )
 
 // Flags of a response and of a sibling.
@@ -42,6 +42,7 @@ const (
 	flagID         = 1 << 0 // of a request with more
 	flagIDRequired = 1 << 1
 	flagItems      = 1 << 2
+	flagTTL        = 1 << 3
 )
 
 // AppendRequest appends the request.
@@ -69,7 +70,7 @@ func AppendRequest(dst []byte, r *Request) []byte {
 
 // moreOf returns the flags of what the request has that the first version did not know; 0 for most.
 func moreOf(r *Request) byte {
-	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired) | flagIf(len(r.Items) > 0, flagItems)
+	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired) | flagIf(len(r.Items) > 0, flagItems) | flagIf(r.TTL != 0, flagTTL)
 }
 
 func appendMore(dst []byte, r *Request, more byte) []byte {
@@ -77,6 +78,9 @@ func appendMore(dst []byte, r *Request, more byte) []byte {
 		dst = appendBytes(dst, r.ID.Session)
 		dst = binary.AppendUvarint(dst, r.ID.Sequence)
 		dst = binary.AppendUvarint(dst, r.ID.Floor)
+	}
+	if more&flagTTL != 0 {
+		dst = binary.AppendVarint(dst, int64(r.TTL))
 	}
 	if more&flagItems == 0 {
 		return dst
@@ -88,6 +92,7 @@ func appendMore(dst []byte, r *Request, more byte) []byte {
 		if item.Condition.Kind != ConditionNone {
 			dst = binary.AppendUvarint(dst, item.Condition.Version)
 		}
+		dst = binary.AppendVarint(dst, int64(item.TTL))
 		dst = appendBytes(dst, item.Key)
 		dst = appendBytes(dst, item.Value)
 	}
@@ -384,12 +389,15 @@ func (d *decoder) time() time.Time {
 
 // more reads what appendMore wrote, flags included. What is empty has no flag.
 func (d *decoder) more(r *Request) {
-	more := d.enum(flagID | flagIDRequired | flagItems)
+	more := d.enum(flagID | flagIDRequired | flagItems | flagTTL)
 	r.ID.Required = more&flagIDRequired != 0
 	if more&flagID != 0 {
 		r.ID.Session = d.bytes()
 		r.ID.Sequence = d.uvarint()
 		r.ID.Floor = d.uvarint()
+	}
+	if more&flagTTL != 0 {
+		r.TTL = time.Duration(d.varint())
 	}
 	if more&flagItems != 0 {
 		r.Items = make([]BatchItem, d.count(itemBytesMin))
@@ -397,7 +405,8 @@ func (d *decoder) more(r *Request) {
 			d.item(&r.Items[i])
 		}
 	}
-	if more == 0 || (more&flagID != 0) == r.ID.IsZero() || (more&flagItems != 0) == (len(r.Items) == 0) {
+	if more == 0 || (more&flagID != 0) == r.ID.IsZero() || (more&flagItems != 0) == (len(r.Items) == 0) ||
+		(more&flagTTL != 0) == (r.TTL == 0) {
 		d.fail()
 	}
 }
@@ -408,6 +417,7 @@ func (d *decoder) item(item *BatchItem) {
 	if item.Condition.Kind != ConditionNone {
 		item.Condition.Version = d.uvarint()
 	}
+	item.TTL = time.Duration(d.varint())
 	item.Key = d.bytes()
 	item.Value = d.bytes()
 }

@@ -43,8 +43,11 @@ func drawRequest(t *rapid.T) Request {
 			Required: rapid.Bool().Draw(t, "required"),
 		}
 	}
+	if rapid.Bool().Draw(t, "expires") {
+		r.TTL = time.Duration(rapid.Int64().Draw(t, "ttl"))
+	}
 	for range rapid.IntRange(0, 3).Draw(t, "items") {
-		item := BatchItem{Op: Op(rapid.IntRange(0, int(OpDelete)).Draw(t, "item")), Key: drawBytes(t, "item key"), Value: drawBytes(t, "item value")}
+		item := BatchItem{TTL: time.Duration(rapid.Int64Range(0, 5).Draw(t, "item ttl")), Op: Op(rapid.IntRange(0, int(OpDelete)).Draw(t, "item")), Key: drawBytes(t, "item key"), Value: drawBytes(t, "item value")}
 		if kind := rapid.IntRange(0, int(ConditionExists)).Draw(t, "item condition"); kind != 0 {
 			item.Condition = Condition{Kind: ConditionKind(kind), Version: rapid.Uint64().Draw(t, "item version")}
 		}

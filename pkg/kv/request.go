@@ -8,6 +8,8 @@ const (
 	ValueBytesMax     = 1 << 20
 	RequestTimeout    = 5 * time.Second
 	RequestTimeoutMax = 60 * time.Second
+	// TTLMax bounds how long after its write a value can be set to expire: ten years.
+	TTLMax = 10 * 365 * 24 * time.Hour
 )
 
 // Op is what a request does.
@@ -84,6 +86,8 @@ type Request struct {
 	Context   []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
 	// ID lets a strong write be repeated without being applied twice.
 	ID OpID
+	// TTL is how long the value of a strong put is there, in whole milliseconds; 0 means for ever.
+	TTL time.Duration
 	// Items are the writes of an OpBatch.
 	Items []BatchItem
 	// Hops counts the nodes that forwarded the request. Bounded by the router, so that nodes that disagree about a

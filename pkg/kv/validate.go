@@ -1,5 +1,7 @@
 package kv
 
+import "time"
+
 // Limits bounds what a request may carry.
 type Limits struct {
 	KeyBytesMax   int
@@ -21,6 +23,9 @@ func (r *Request) Validate(l Limits) error {
 	}
 	if r.Condition.Kind != ConditionNone && !r.Op.IsWrite() {
 		return Errorf(CodeBadRequest, "a condition guards a write; it means nothing on a read")
+	}
+	if err := r.validateTTL(); err != nil {
+		return err
 	}
 	if err := r.ID.validate(r.Op, r.Level); err != nil {
 		return err
@@ -49,6 +54,20 @@ func (r *Request) Validate(l Limits) error {
 	}
 	if r.Level == LevelLocal && r.Quorum != (Quorum{}) {
 		return Errorf(CodeBadRequest, "level local always asks one replica; n, r and w go with level eventual")
+	}
+	return nil
+}
+
+func (r *Request) validateTTL() error {
+	switch {
+	case r.TTL == 0:
+		return nil
+	case r.Op != OpPut:
+		return Errorf(CodeBadRequest, "ttl= says how long the value of a put is there; it means nothing on a %s", r.Op)
+	case r.Level != LevelStrong:
+		return Errorf(CodeBadRequest, "ttl= can only be honoured at level strong, not at %s", r.Level)
+	case r.TTL < time.Millisecond || r.TTL > TTLMax || r.TTL%time.Millisecond != 0:
+		return Errorf(CodeBadRequest, "ttl=%s is out of range: it is whole milliseconds, at least one and at most %d hours", r.TTL, int(TTLMax.Hours()))
 	}
 	return nil
 }

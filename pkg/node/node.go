@@ -261,6 +261,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.coordinator.Run(gctx) })
 	g.Go(func() error { return n.keepClockAhead(gctx) })
 	g.Go(func() error { return n.watchSpace(gctx) })
+	g.Go(func() error { return n.removeExpired(gctx) })
 	g.Go(func() error { return n.serve(gctx, g) })
 	g.Go(func() error {
 		select {

@@ -69,7 +69,7 @@ func (n *Node) batch(ctx context.Context, rt route) (kv.Response, error) {
 	op := consensus.WriteOp{ID: r.ID, Batch: make([]consensus.WriteOp, len(r.Items))}
 	for i := range r.Items {
 		item := &r.Items[i]
-		op.Batch[i] = consensus.WriteOp{Key: item.Key, Value: item.Value, Delete: item.Op == kv.OpDelete, Condition: item.Condition}
+		op.Batch[i] = consensus.WriteOp{Key: item.Key, Value: item.Value, Delete: item.Op == kv.OpDelete, Condition: item.Condition, TTL: item.TTL}
 	}
 	reply, err := n.strong.Write(ctx, rt.partition, op)
 	if err == nil {

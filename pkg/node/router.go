@@ -234,7 +234,7 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 	default:
 	}
 	reply, err := n.strong.Write(ctx, rt.partition, consensus.WriteOp{
-		Key: r.Key, Value: r.Value, Delete: r.Op == kv.OpDelete, Condition: r.Condition, ID: r.ID,
+		Key: r.Key, Value: r.Value, Delete: r.Op == kv.OpDelete, Condition: r.Condition, ID: r.ID, TTL: r.TTL,
 	})
 	if err == nil {
 		err = refusal(reply)
@@ -261,7 +261,7 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	case err != nil && mutant.Planted != mutant.LocalReadAsStrong:
 		return kv.Response{}, err
 	}
-	s, found, err := n.engine.State().Strong(rt.partition.Group(), rt.request.Key)
+	s, found, err := n.unexpired(ctx, rt.partition.Group(), rt.request.Key)
 	if err != nil {
 		return kv.Response{}, err
 	}

@@ -17,7 +17,7 @@ import (
 //	               10          applied position and configuration
 //	               11 <op id>  reply of an operation already applied (dedup)
 //	               20 <key>    S: the strong lane's state; in group 0 the metadata state machine's rows
-//	               21 …        reserved: expiry index of S
+//	               21 <expiry u64> <key>  expiry index of S
 //	02 <partition u16> <key>   E: the eventual lane's sibling set
 //	03 …                       reserved: hints
 //	04 …                       reserved: Merkle nodes
@@ -38,6 +38,7 @@ const (
 	groupApplied   byte = 0x10
 	groupDedup     byte = 0x11
 	groupState     byte = 0x20
+	groupExpiry    byte = 0x21
 )
 
 const (
@@ -147,6 +148,8 @@ func groupKeyspace(kind byte) string {
 		return "dedup"
 	case groupState:
 		return "state"
+	case groupExpiry:
+		return "expiry"
 	}
 	return "unknown"
 }
