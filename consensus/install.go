@@ -23,6 +23,8 @@ type offer struct {
 	cancel context.CancelFunc
 	// stage is what was fetched; nil until then.
 	stage *storage.Stage
+	// next is what another leader offered meanwhile; nil for nothing.
+	next *pb.Message
 }
 
 // installing is a snapshot on its way from the stage into the group's rows. Meanwhile no Ready of the group is taken: it
@@ -57,7 +59,8 @@ func (l *loop) offered(g *group, m *pb.Message) {
 	case o.cancel == nil:
 		o.msg = m
 	case o.msg.GetTerm() != m.GetTerm() || o.msg.GetFrom() != m.GetFrom():
-		o.cancel() // another leader offers again
+		o.next = m
+		o.cancel()
 	}
 }
 
@@ -117,6 +120,9 @@ func (l *loop) fetched(g *group, o *offer, stage *storage.Stage, err error) {
 		l.log.Warn("a snapshot could not be fetched; the leader will offer another", "group", g.id,
 			"from", o.msg.GetFrom(), "error", err)
 		l.dropOffer(g, resultFailed)
+		if o.next != nil && g.stopped == nil {
+			l.offered(g, o.next)
+		}
 		return
 	}
 	a := stage.Applied()

@@ -205,7 +205,10 @@ func (l *loop) stopGroup(g *group, err error) {
 	g.state = raft.StateFollower
 	l.setLeader(g, kv.NoNode, false)
 	l.failAll(g, stopped)
-	g.ready = groupReady{}
+	for to := range g.sends {
+		l.endSend(g, to, resultFailed)
+	}
+	g.ready, g.peers = groupReady{}, nil
 	g.publish()
 }
 

@@ -189,6 +189,7 @@ func (l *loop) accepted(g *group, st raft.SoftState) {
 	led := g.leads()
 	g.state = st.RaftState
 	if !led && g.leads() {
+		g.peers = nil // what an earlier leadership knew of them is out of date
 		g.homeAt, g.homeTries = l.ticks+uint64(l.cfg.BalanceCooldownTicks), 0
 	}
 	l.setLeader(g, kv.NodeID(st.Lead), led && !g.leads())

@@ -144,9 +144,14 @@ func (l *loop) limitsOf(g *group, applied uint64) truncationLimits {
 		t.snapshots = min(t.snapshots, s.index)
 	}
 	for _, f := range g.peers {
-		// One that already needs a snapshot keeps nothing.
-		if l.ticks-f.heard <= uint64(l.cfg.LogHoldTicks) && f.match >= g.log.truncated.Index {
+		switch {
+		case l.ticks-f.heard > uint64(l.cfg.LogHoldTicks):
+		case f.match == 0:
+			// A new leader does not know yet what one that is away has. It may be all that is still here.
+			t.match = min(t.match, g.log.truncated.Index)
+		case f.match >= g.log.truncated.Index:
 			t.match = min(t.match, f.match)
+		default: // it needs a snapshot already, and keeps nothing
 		}
 	}
 	return t

@@ -36,6 +36,19 @@ func (g *gate) leave() {
 	}
 }
 
+// whenClosing has f called when the gate is shut, unless what it returns was called before.
+func (g *gate) whenClosing(f func()) (forget func()) {
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-g.closing:
+			f()
+		case <-done:
+		}
+	}()
+	return func() { close(done) }
+}
+
 // close shuts the gate, once, and waits until everybody has left.
 func (g *gate) close() {
 	g.mu.Lock()

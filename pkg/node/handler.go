@@ -97,6 +97,7 @@ func (h handler) HandlePull(from kv.NodeID, payload []byte, reply func([]byte, e
 	h.spawn(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), h.n.cfg.Consensus.SnapshotPullTimeout)
 		defer cancel()
+		defer h.n.gate.whenClosing(cancel)()
 		reply(h.n.strong.ServePull(ctx, from, payload))
 	})
 }

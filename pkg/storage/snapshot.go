@@ -22,7 +22,7 @@ type GroupSnapshot struct {
 	group   kv.GroupID
 	rows    *pebble.Snapshot
 	applied Applied
-	// installs is how many snapshots had been installed over the group's rows when this one was taken.
+	// installs is the group's count of installs from before this one was taken.
 	installs uint64
 }
 
@@ -32,6 +32,10 @@ func (e *Engine) SnapshotGroup(g kv.GroupID) (*GroupSnapshot, error) {
 		return nil, err
 	}
 	s := &GroupSnapshot{e: e, group: g, installs: e.installs.of(g), rows: e.db.NewSnapshot()}
+	if s.installs%2 == 1 {
+		s.Close()
+		return nil, fmt.Errorf("%w: group %d is being replaced", ErrSnapshotLost, g)
+	}
 	rows, _, err := s.AppendRows(nil, nil, 1)
 	if err == nil {
 		// The applied row is the first.
@@ -161,7 +165,9 @@ func appliedOf(g kv.GroupID, suffix, row []byte) (a Applied, err error) {
 	return a, nil
 }
 
-// installCounts counts the snapshots installed over each group's rows.
+// installCounts counts the beginnings and the ends of installs over each group's rows: while one runs the count is odd.
+// What an excise takes away is missing from snapshots that were taken before it, however shortly, so that none may be
+// taken while one runs, and none is good whose count has changed.
 type installCounts struct {
 	mu     sync.Mutex // guards counts
 	counts map[kv.GroupID]uint64
@@ -173,7 +179,8 @@ func (c *installCounts) of(g kv.GroupID) uint64 {
 	return c.counts[g]
 }
 
-func (c *installCounts) add(g kv.GroupID) {
+// step notes that an install begins or ends.
+func (c *installCounts) step(g kv.GroupID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.counts == nil {

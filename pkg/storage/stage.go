@@ -186,7 +186,8 @@ func (e *Engine) InstallGroup(s *Stage, h HardState, truncated causal.Position) 
 		paths = s.paths
 	}
 	start := appendGroupPrefix(nil, s.group)
-	e.installs.add(s.group)
+	e.installs.step(s.group)
+	defer e.installs.step(s.group)
 	_, err := e.db.IngestAndExcise(context.Background(), paths, nil, nil,
 		pebble.KeyRange{Start: start, End: appendPrefixEnd(nil, start)})
 	if e.settle != nil {
