@@ -103,6 +103,18 @@ func (c *respClient) do(args ...string) string {
 	return c.reply()
 }
 
+func TestSetCanExpire(t *testing.T) {
+	node := newFakeNode()
+	_, addr := startRESP(t, DefaultRESPConfig(), node)
+	c := dialRESP(t, addr)
+	require.Equal(t, "+OK", c.do("SET", "a", "1", "EX", "5"))
+	require.Equal(t, "+OK", c.do("SET", "a", "1", "px", "1500"))
+	require.Equal(t, 5*time.Second, node.requests[0].TTL)
+	require.Equal(t, 1500*time.Millisecond, node.requests[1].TTL)
+	require.Equal(t, "+OK", c.do("CONSISTENCY", "eventual"))
+	require.Contains(t, c.do("SET", "a", "1", "EX", "5"), "-BAD_REQUEST")
+}
+
 func TestRedisCommands(t *testing.T) {
 	node := newFakeNode()
 	_, addr := startRESP(t, DefaultRESPConfig(), node)
@@ -130,9 +142,6 @@ func TestRedisCommands(t *testing.T) {
 		{"GET", "-ERR wrong number of arguments for 'get' command"},
 		{"GET a b", "-ERR wrong number of arguments for 'get' command"},
 		{"SET a", "-ERR wrong number of arguments for 'set' command"},
-		{"SET passing 1 EX 5", "+OK"},
-		{"SET passing 1 px 1500", "+OK"},
-		{"DEL passing", ":1"},
 		{"SET a 1 EX", "-ERR syntax error"},
 		{"SET a 1 EX 0", "-ERR invalid expire time in 'set' command"},
 		{"SET a 1 EX soon", "-ERR invalid expire time in 'set' command"},

@@ -20,22 +20,22 @@ const (
 	expiredReadsMax = 3
 )
 
-// unexpired returns a key's state as the strong lane answers it, after a read barrier. A value that is found expired is
-// removed first, by an entry: only the log can say when a key ceases to exist, or a write that was proposed earlier and
+// unexpired returns the state of a key that was read as s, after a read barrier and with an expiry, as the strong lane
+// answers it. A value that has expired is removed first, by an entry: only the log can say when a key ceases to exist, or a write that was proposed earlier and
 // still finds the value there would contradict the read.
-func (n *Node) unexpired(ctx context.Context, g kv.GroupID, key []byte) (storage.Strong, bool, error) {
+func (n *Node) unexpired(ctx context.Context, g kv.GroupID, key []byte, s storage.Strong) (storage.Strong, bool, error) {
+	found := true
 	for range expiredReadsMax {
-		s, found, err := n.engine.State().Strong(g, key)
-		if err != nil || !found || s.Deleted || s.Expiry == 0 {
-			return s, found, err
-		}
 		now, err := n.clock.Now()
-		if err != nil || !consensus.Expired(s, now) {
+		if err != nil || !found || !consensus.Expired(s, now) {
 			return s, found, err
 		}
 		if err := n.strong.Expire(ctx, g, []consensus.Expiring{{At: s.Expiry, Key: key}}); err != nil {
 			// Nothing that the caller asked for was or could be written.
 			return storage.Strong{}, false, kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
+		}
+		if s, found, err = n.engine.State().Strong(g, key); err != nil {
+			return s, found, err
 		}
 	}
 	return storage.Strong{}, false, kv.Errorf(kv.CodeNoLeader, "the key was replaced by values that had expired %d times", expiredReadsMax)

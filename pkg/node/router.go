@@ -261,14 +261,17 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	case err != nil && mutant.Planted != mutant.LocalReadAsStrong:
 		return kv.Response{}, err
 	}
-	s, found, err := n.unexpired(ctx, rt.partition.Group(), rt.request.Key)
+	s, found, err := n.engine.State().Strong(rt.partition.Group(), rt.request.Key)
+	replicas := n.strongReplicas(rt)
+	if err == nil && s.Expiry != 0 {
+		if replicas[0] != n.id.Node {
+			// Whether a value has expired is for the leader to say: it alone can have the log say so.
+			return n.handToLeader(ctx, rt)
+		}
+		s, found, err = n.unexpired(ctx, rt.partition.Group(), rt.request.Key, s)
+	}
 	if err != nil {
 		return kv.Response{}, err
-	}
-	replicas := n.strongReplicas(rt)
-	if s.Expiry != 0 && replicas[0] != n.id.Node {
-		// Whether a value has expired is for one clock to say, or it would come back with the next reader.
-		return n.handToLeader(ctx, rt)
 	}
 	res := kv.Response{
 		Settled: true, Level: kv.LevelStrong, Context: causal.EncodeContext(rt.request.Key, nil),
