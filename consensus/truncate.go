@@ -29,6 +29,7 @@ type truncation struct {
 type follower struct {
 	// heard is the tick at which it was last known to be there.
 	heard uint64
+	// match is the last index that it is known to share with this log; 0 until its first answer to this leadership.
 	match uint64
 }
 
