@@ -3,6 +3,8 @@ package consensus
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+	"time"
 
 	pb "go.etcd.io/raft/v3/raftpb"
 
@@ -13,7 +15,10 @@ import (
 // The data of a normal entry is a header and the commands that were packed into it. The header says who proposed the
 // entry and under which of its sequence numbers, which is how the proposer recognizes its own entry when Raft hands it
 // out with the index and term that it got.
-const entryFormat byte = 1
+const entryFormat byte = 2
+
+// uptimeMillisMax is the longest uptime that can be said, 292 years.
+const uptimeMillisMax = math.MaxInt64 / uint64(time.Millisecond)
 
 // commandOverhead is the most that a command's length takes in an entry.
 const commandOverhead = 5
@@ -25,6 +30,8 @@ type entryHeader struct {
 	// across it.
 	sequence uint64
 	time     causal.HLC
+	// uptime is for how long the proposer's process had run, to the millisecond.
+	uptime   time.Duration
 	commands int
 }
 
@@ -33,6 +40,7 @@ func appendEntryHeader(dst []byte, h entryHeader) []byte {
 	dst = binary.AppendUvarint(dst, uint64(h.proposer))
 	dst = binary.AppendUvarint(dst, h.sequence)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.time))
+	dst = binary.AppendUvarint(dst, uint64(h.uptime.Milliseconds()))
 	return binary.AppendUvarint(dst, uint64(h.commands))
 }
 
@@ -44,6 +52,7 @@ func readEntryHeader(r *reader) (entryHeader, error) {
 		proposer: kv.NodeID(r.uvarint("proposer")),
 		sequence: r.uvarint("sequence"),
 		time:     causal.HLC(r.uint64("time")),
+		uptime:   time.Duration(r.bounded("uptime", uptimeMillisMax)) * time.Millisecond,
 		commands: r.count("commands"),
 	}
 	if r.err != nil {
@@ -83,7 +92,7 @@ func committed(g kv.GroupID, e *pb.Entry) (Committed, error) {
 	if err != nil {
 		return Committed{}, fmt.Errorf("group %d, entry %d: %w", g, e.GetIndex(), err)
 	}
-	c.Time, c.Proposer, c.Commands = h.time, h.proposer, commands
+	c.Time, c.Uptime, c.Proposer, c.Commands = h.time, h.uptime, h.proposer, commands
 	return c, nil
 }
 

@@ -56,7 +56,9 @@ type loop struct {
 	background context.Context
 	running    sync.WaitGroup
 
-	ticks  uint64
+	ticks uint64
+	// began is when the loop did; its monotonic reading tells how long ago that is.
+	began  time.Time
 	drains []*drain
 	// again asks for another iteration without waiting for mail.
 	again bool
@@ -73,6 +75,7 @@ func (s *Store) Run(ctx context.Context) error {
 	jobs := make(chan syncJob, s.cfg.SyncsMax)
 	l := &loop{
 		Store: s, groups: make(map[kv.GroupID]*group), outbox: newOutbox(), packer: newPacker(s.cfg), jobs: jobs,
+		began: time.Now(),
 	}
 	var waiter sync.WaitGroup
 	waiter.Go(func() { s.awaitSyncs(jobs) })

@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -26,6 +25,8 @@ type testMachine struct {
 	m      kvMachine
 	index  uint64
 	now    time.Duration // since 1970, of the entries
+	term   uint64
+	uptime time.Duration // of the leader
 }
 
 // failer is what *testing.T and *rapid.T share.
@@ -42,7 +43,7 @@ func newTestMachine(t failer) *testMachine {
 	cfg.CacheBytes, cfg.MemtableBytes = 1<<20, 1<<20
 	e, err := storage.Open("data", cfg, storage.Deps{FS: fs})
 	require.NoError(t, err)
-	return &testMachine{t: t, fs: fs, engine: e, m: kvMachine{state: e.State()}, index: 1, now: 400_000 * time.Hour}
+	return &testMachine{t: t, fs: fs, engine: e, m: kvMachine{state: e.State()}, index: 1, now: 400_000 * time.Hour, term: 1}
 }
 
 // apply applies one entry with the commands.
@@ -50,14 +51,14 @@ func (tm *testMachine) apply(commands ...[]byte) []*WriteReply {
 	tm.t.Helper()
 	tm.index++
 	e := Committed{
-		Group: machineGroup, Pos: causal.Position{Term: 1, Index: tm.index},
-		Time: causal.MakeHLC(tm.now.Milliseconds(), 0), Proposer: 1, Commands: commands,
+		Group: machineGroup, Pos: causal.Position{Term: tm.term, Index: tm.index},
+		Time: causal.MakeHLC(tm.now.Milliseconds(), 0), Uptime: tm.uptime, Proposer: 1, Commands: commands,
 	}
 	b := tm.engine.NewBatch()
 	defer b.Close()
 	replies, err := tm.m.Apply(b, e)
 	require.NoError(tm.t, err)
-	b.SetApplied(machineGroup, storage.Applied{Index: tm.index, Term: 1})
+	b.SetApplied(machineGroup, storage.Applied{Index: tm.index, Term: tm.term})
 	require.NoError(tm.t, tm.engine.ApplyNoSync(b))
 	out := make([]*WriteReply, len(replies))
 	for i := range replies {
@@ -173,36 +174,13 @@ func TestWriteBelowTheFloorIsNotApplied(t *testing.T) {
 	require.Equal(t, "new", string(s.Value))
 }
 
-func TestOperationsAreKnownForFifteenMinutesAndThenGone(t *testing.T) {
-	for _, into := range []time.Duration{0, time.Minute, 5*time.Minute - time.Millisecond} {
-		tm := newTestMachine(t)
-		tm.now += into
-		tm.write(put("a", "v", opID("a", 0, 0)))
-		tm.now += 15 * time.Minute
-		tm.write(put("b", "v", opID("b", 0, 0)))
-		require.True(t, tm.write(put("a", "v", opID("a", 0, 0))).Repeated, "after %s", into)
-		tm.now += 25 * time.Minute
-		tm.write(put("c", "v", opID("c", 0, 0)))
-		// A clock that falls back brings nothing back.
-		tm.now -= 20 * time.Minute
-		require.False(t, tm.write(put("b", "v", opID("b", 0, 0))).Repeated)
-		sessions := 0
-		for key := range tm.rows() {
-			if bytes.HasPrefix([]byte(key), []byte{1, 0, 0, 0, 1, 0x11, dedupSession}) {
-				sessions++
-			}
-		}
-		require.Equal(t, 2, sessions, "b, written again, and c")
-	}
-}
-
 func TestSessionIsBounded(t *testing.T) {
 	tm := newTestMachine(t)
 	defer tm.close()
 	for i := range uint64(sessionRecordsMax + 10) {
 		tm.write(put("k", "v", opID("s", i, 0)))
 	}
-	s, err := readSession(tm.engine.State(), machineGroup, []byte("s"), eraOf(causal.MakeHLC(tm.now.Milliseconds(), 0)))
+	s, err := readSession(tm.engine.State(), machineGroup, []byte("s"), 0)
 	require.NoError(t, err)
 	require.Len(t, s.records, sessionRecordsMax)
 	require.Equal(t, RefusedForgotten, tm.write(put("k", "v", opID("s", 9, 0))).Refused, "forgotten is not new")
@@ -444,6 +422,8 @@ func TestMachineAgreesWithAMapAndWithItself(t *testing.T) {
 			// A clock may fall back when another node leads.
 			pause := time.Duration(rapid.IntRange(-1, 3).Draw(t, "pause")) * 10 * time.Second
 			one.now, other.now = one.now+pause, other.now+pause
+			passed := time.Duration(rapid.IntRange(0, 5).Draw(t, "passed")) * 200 * time.Millisecond
+			one.uptime, other.uptime = one.uptime+passed, other.uptime+passed
 			var commands [][]byte
 			var want []WriteReply
 			keys := make(map[string]bool)

@@ -1,6 +1,8 @@
 package consensus
 
 import (
+	"time"
+
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
 
@@ -59,7 +61,7 @@ func (l *loop) propose(g *group, ops []*op) bool {
 	}
 	l.sequence++
 	l.entry = appendEntryHeader(l.entry[:0], entryHeader{
-		proposer: l.deps.Self, sequence: l.sequence, time: now, commands: len(ops),
+		proposer: l.deps.Self, sequence: l.sequence, time: now, uptime: time.Since(l.began), commands: len(ops),
 	})
 	for _, o := range ops {
 		l.entry = appendBytes(l.entry, o.command)

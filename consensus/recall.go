@@ -2,11 +2,8 @@ package consensus
 
 import (
 	"context"
-	"encoding/binary"
-	"fmt"
 
 	"github.com/caprockdb/caprock/pkg/kv"
-	"github.com/caprockdb/caprock/pkg/storage"
 )
 
 // Recall returns what the partition's group answered to the operation, and false when it does not know it: it was not
@@ -19,23 +16,39 @@ func (s *Store) Recall(ctx context.Context, p kv.PartitionID, id kv.OpID) (Write
 	return recall(s.deps.Engine.State(), p.Group(), id)
 }
 
-// recall looks an operation up under the eras that are kept.
-func recall(state storage.State, g kv.GroupID, id kv.OpID) (WriteReply, bool, error) {
-	row, found, err := state.Dedup(g, []byte{dedupEra})
+// recall looks an operation up while entries are applied beside it. Its reads are not of one moment, and a session moves
+// when it is written in a new era. But it only ever moves to a later one. So the eras are looked through from the oldest
+// to the latest, and on to those that have begun meanwhile: a row that was not found where the look has been lies ahead.
+// From the latest to the oldest, as an apply looks, the row could jump over the look.
+func recall(rows dedupRows, g kv.GroupID, id kv.OpID) (WriteReply, bool, error) {
+	clock, found, err := readGroupClock(rows, g)
 	if err != nil || !found {
 		return WriteReply{}, false, err
 	}
-	if len(row) != 8 {
-		return WriteReply{}, false, fmt.Errorf("%w: era row of group %d", ErrUnreadable, g)
+	for era := clock.era - min(clock.era, erasKept-1); ; era++ {
+		// The clock is written with a session that it moves, and read after the row was missed.
+		if era > clock.era {
+			if clock, _, err = readGroupClock(rows, g); err != nil || era > clock.era {
+				return WriteReply{}, false, err
+			}
+			era = max(era, clock.era-min(clock.era, erasKept-1))
+		}
+		s, err := readSessionAt(rows, g, id.Session, era)
+		if err != nil {
+			return WriteReply{}, false, err
+		}
+		if s != nil {
+			return s.find(id)
+		}
 	}
-	session, err := readSession(state, g, id.Session, binary.BigEndian.Uint64(row))
-	if err != nil {
-		return WriteReply{}, false, err
-	}
-	i, found := session.search(id.Sequence)
+}
+
+// find returns what the operation was answered.
+func (s *session) find(id kv.OpID) (WriteReply, bool, error) {
+	i, found := s.search(id.Sequence)
 	if !found {
 		return WriteReply{}, false, nil
 	}
-	reply, err := decodeReply(session.records[i].reply)
+	reply, err := decodeReply(s.records[i].reply)
 	return reply, err == nil, err
 }

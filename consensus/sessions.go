@@ -19,12 +19,10 @@ import (
 // write, where a row an operation would make every put three. The row holds the replies of the session's operations from
 // its floor on, which is what the client still waits for.
 //
-// Time comes in eras of five minutes, told by the entries' own times and never going back: the group's era is a row. A
-// session's row lies under the era in which it was last written. An era that is over for fifteen minutes is removed
-// whole, by one range, when the next one begins; an index of sessions by time would have to be written, scanned past what
-// was removed from it, and cleaned.
+// Time comes in eras of five minutes that only rise (groupClock says how they are told), and a session's row lies under the
+// era in which it was last written. The eras that are no longer kept are removed whole, by one range, when the next one
+// begins; an index of sessions by time would have to be written, scanned past what was removed from it, and cleaned.
 const (
-	eraMillis = 5 * 60 * 1000
 	// erasKept are the eras whose sessions are known: the present one and three that are over, so that whatever was
 	// written is known for at least fifteen minutes.
 	erasKept = 4
@@ -36,9 +34,14 @@ const (
 	sessionFormat byte = 1
 )
 
+// dedupRows is where a group's dedup rows are read.
+type dedupRows interface {
+	Dedup(g kv.GroupID, opID []byte) (row []byte, found bool, err error)
+}
+
 // Rows, within the group's dedup rows.
 const (
-	dedupEra     byte = 0 // the group's era
+	dedupClock   byte = 0 // the group's clock
 	dedupSession byte = 1 // era, session
 )
 
@@ -106,33 +109,26 @@ func (s *session) remember(c *command, reply WriteReply) {
 type sessions struct {
 	state storage.State
 	group kv.GroupID
-	// eraFound says that the group had one; era is the present one, and eraBefore that of the entry before.
-	eraFound       bool
-	era, eraBefore uint64
-	opened         bool
-	byName         map[string]*session
-	order          []*session
+	// clock is the group's after the entry, and before what it was before. clockMoved says that it has to be written.
+	clock, before groupClock
+	clockMoved    bool
+	opened        bool
+	byName        map[string]*session
+	order         []*session
 }
 
-func eraOf(t causal.HLC) uint64 { return uint64(t.Millis()) / eraMillis }
-
-// open reads the group's era. Nothing is read for an entry whose commands have no ids.
-func (t *sessions) open(e Committed) error {
+// open reads the group's clock. Nothing is read for an entry whose commands have no ids.
+func (t *sessions) open(e Committed) (err error) {
 	if t.opened {
 		return nil
 	}
-	row, found, err := t.state.Dedup(t.group, []byte{dedupEra})
-	if err != nil {
+	found := false
+	if t.before, found, err = readGroupClock(t.state, t.group); err != nil {
 		return err
 	}
-	if found {
-		if len(row) != 8 {
-			return fmt.Errorf("%w: era row of group %d", ErrUnreadable, t.group)
-		}
-		t.eraBefore = binary.BigEndian.Uint64(row)
-	}
-	t.eraFound, t.era, t.opened = found, max(t.eraBefore, eraOf(e.Time)), true
-	t.byName = make(map[string]*session)
+	t.clock, t.clockMoved = t.before.after(e)
+	t.clockMoved = t.clockMoved || !found
+	t.opened, t.byName = true, make(map[string]*session)
 	return nil
 }
 
@@ -141,7 +137,7 @@ func (t *sessions) find(name []byte) (*session, error) {
 	if s := t.byName[string(name)]; s != nil {
 		return s, nil
 	}
-	s, err := readSession(t.state, t.group, name, t.era)
+	s, err := readSession(t.state, t.group, name, t.clock.era)
 	if err != nil {
 		return nil, err
 	}
@@ -152,48 +148,48 @@ func (t *sessions) find(name []byte) (*session, error) {
 
 // write adds what changed to the batch.
 func (t *sessions) write(b *storage.Batch) {
-	changed := false
 	var key, row []byte
 	for _, s := range t.order {
 		if !s.changed {
 			continue
 		}
-		changed = true
-		if s.found && s.era != t.era {
+		if s.found && s.era != t.clock.era {
 			b.DeleteDedup(t.group, appendSessionKey(nil, s.era, s.name))
 		}
-		key, row = appendSessionKey(key[:0], t.era, s.name), appendSession(row[:0], s)
+		key, row = appendSessionKey(key[:0], t.clock.era, s.name), appendSession(row[:0], s)
 		b.SetDedup(t.group, key, row)
 	}
-	if !changed || (t.eraFound && t.era == t.eraBefore) {
+	if !t.clockMoved {
 		return
 	}
-	b.SetDedup(t.group, []byte{dedupEra}, binary.BigEndian.AppendUint64(nil, t.era))
-	if t.era >= erasKept {
-		b.DeleteDedupRange(t.group, appendSessionKey(nil, 0, nil), appendSessionKey(nil, t.era-erasKept+1, nil))
+	b.SetDedup(t.group, []byte{dedupClock}, t.clock.encode())
+	if t.clock.era != t.before.era && t.clock.era >= erasKept {
+		b.DeleteDedupRange(t.group, appendSessionKey(nil, 0, nil), appendSessionKey(nil, t.clock.era-erasKept+1, nil))
 	}
 }
 
 // readSession looks for the session's row under the eras that are kept, the latest first.
-func readSession(state storage.State, g kv.GroupID, name []byte, era uint64) (*session, error) {
-	var key []byte
+func readSession(rows dedupRows, g kv.GroupID, name []byte, era uint64) (*session, error) {
 	for back := uint64(0); back < erasKept && back <= era; back++ {
-		key = appendSessionKey(key[:0], era-back, name)
-		row, found, err := state.Dedup(g, key)
-		if err != nil {
-			return nil, err
+		if s, err := readSessionAt(rows, g, name, era-back); s != nil || err != nil {
+			return s, err
 		}
-		if !found {
-			continue
-		}
-		s, err := decodeSession(row)
-		if err != nil {
-			return nil, fmt.Errorf("session %x of group %d: %w", name, g, err)
-		}
-		s.name, s.era, s.found = name, era-back, true
-		return s, nil
 	}
 	return &session{name: name}, nil
+}
+
+// readSessionAt returns the session's row under one era, nil when there is none.
+func readSessionAt(rows dedupRows, g kv.GroupID, name []byte, era uint64) (*session, error) {
+	row, found, err := rows.Dedup(g, appendSessionKey(nil, era, name))
+	if err != nil || !found {
+		return nil, err
+	}
+	s, err := decodeSession(row)
+	if err != nil {
+		return nil, fmt.Errorf("session %x of group %d: %w", name, g, err)
+	}
+	s.name, s.era, s.found = name, era, true
+	return s, nil
 }
 
 func appendSessionKey(dst []byte, era uint64, name []byte) []byte {

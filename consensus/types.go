@@ -41,6 +41,9 @@ type Committed struct {
 	Pos   causal.Position
 	// Time is the reading of the proposer's clock when it proposed the entry.
 	Time causal.HLC
+	// Uptime is for how long the proposer's process had run then, by a clock that nobody sets. The entries of one term come
+	// from one process, so that the difference between two of them is time that has passed.
+	Uptime time.Duration
 	// Proposer is the node that proposed the entry. It led the group then.
 	Proposer kv.NodeID
 	// Commands alias the entry and must not be changed. No two of them carry the same key.

@@ -131,6 +131,7 @@ func TestEntryDataSurvives(t *testing.T) {
 		want := entryHeader{
 			proposer: kv.NodeID(rapid.Uint64().Draw(t, "proposer")), sequence: rapid.Uint64().Draw(t, "sequence"),
 			time: causal.HLC(rapid.Uint64().Draw(t, "time")), commands: len(commands),
+			uptime: time.Duration(rapid.Uint64Range(0, uptimeMillisMax).Draw(t, "uptime")) * time.Millisecond,
 		}
 		data := appendEntryHeader(nil, want)
 		for _, c := range commands {
