@@ -11,6 +11,9 @@ import (
 // errNoEffect is returned for a fault that was injected, and of which nothing was then seen.
 var errNoEffect = errors.New("no effect")
 
+// errPanicked is returned for a fault under which a node panicked, which no fault is a reason for.
+var errPanicked = errors.New("a node panicked")
+
 // fault carries out one step. end is called whatever begin and hold returned, and takes the fault back.
 type fault interface {
 	// begin puts the fault in force.

@@ -153,6 +153,9 @@ func (d *diskFault) effect(ctx context.Context, n *node) (string, error) {
 		if d.disk == diskLow {
 			return "", fmt.Errorf("it stopped (%s), which little space is no reason for", n.proc.how())
 		}
+		if words := n.panicked(); words != "" {
+			return words, nil // that it ended is certain; end says that it must not end so
+		}
 		if !n.proc.failedByItself() {
 			return "", fmt.Errorf("it ended otherwise: %s", n.proc.how())
 		}
@@ -185,18 +188,37 @@ func refusedForSpace(a *answerError) bool {
 	return a.status == http.StatusTooManyRequests && (strings.Contains(text, "disk") || strings.Contains(text, "space"))
 }
 
+// panics returns an error for every victim that has panicked: a broken disk is a reason to stop and to say so, not to panic.
+func (d *diskFault) panics() error {
+	var errs []error
+	for _, i := range d.nodes {
+		n := d.fleet.nodes[i]
+		if n.proc == nil || !n.proc.hasExited() {
+			continue
+		}
+		if words := n.panicked(); words != "" {
+			errs = append(errs, fmt.Errorf("%w: %s (pid %d): %s", errPanicked, n.name, n.proc.pid(), words))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (d *diskFault) end(ctx context.Context) (string, error) {
-	errs := []error{d.fleet.clearOn(ctx, d.nodes)}
+	// A new life goes on in the same log, so this comes before the restart.
+	errs := []error{d.panics(), d.fleet.clearOn(ctx, d.nodes)}
+	serves := true
 	if d.fleet.nodes[0].proc != nil {
 		_, err := d.fleet.restart(ctx, d.nodes)
 		errs = append(errs, err)
+		serves = err == nil
 	}
 	for _, i := range d.nodes {
 		n := d.fleet.nodes[i]
 		if err := await(ctx, diskTimeout, func(ctx context.Context) error { return takesWrites(ctx, n) }); err != nil {
 			errs = append(errs, fmt.Errorf("%s takes no writes after the disk was mended: %w", n.name, err))
 		}
-		if n.proc != nil && !n.proc.hasExited() {
+		// It served with the disk mended. Should it have ended since, that is news.
+		if n.proc != nil && serves {
 			n.proc.expected.Store(false)
 		}
 	}

@@ -3,17 +3,22 @@ package live
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/caprockdb/caprock/pkg/verify"
 )
 
 // fakeNode answers the admin routes as a node does on which faults may or may not have an effect.
@@ -24,7 +29,9 @@ type fakeNode struct {
 	put    int           // status of a write
 	detail string        // of a refused write
 	ahead  time.Duration // of a write's stamp
-	took   time.Duration // by a write
+	// policies are set, and never come into force.
+	policies []string
+	took     time.Duration // by a write
 }
 
 func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -35,6 +42,10 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.rules, _ = io.ReadAll(r.Body)
 	case r.URL.Path == "/admin/faults" && r.Method == http.MethodDelete:
 		f.rules = nil
+	case strings.HasPrefix(r.URL.Path, "/admin/policies/") && r.Method == http.MethodPut:
+		f.policies = append(f.policies, r.URL.Path)
+	case strings.HasPrefix(r.URL.Path, "/admin/policies/") && r.Method == http.MethodDelete:
+		f.policies = slices.DeleteFunc(f.policies, func(p string) bool { return p == r.URL.Path })
 	}
 	rules := f.rules
 	f.mu.Unlock()
@@ -44,6 +55,8 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			rules = json.RawMessage("[]")
 		}
 		_, _ = w.Write(rules)
+	case r.URL.Path == "/admin/status", r.URL.Path == "/admin/policies":
+		_, _ = w.Write([]byte("{}"))
 	case r.Method == http.MethodPut:
 		time.Sleep(took)
 		w.Header().Set("Caprock-Coordinator", "n1")
@@ -187,4 +200,75 @@ func TestAPausedProcessIsEndedLikeAnyOther(t *testing.T) {
 	require.NoError(t, p.signal(sigStop))
 	require.NoError(t, f.stop())
 	require.True(t, p.hasExited())
+}
+
+// dies has the fleet's node end with the exit code after it wrote the line, and come back as a process that sleeps.
+func dies(t *testing.T, f *fleet, line string, code int) {
+	t.Helper()
+	n := f.nodes[0]
+	n.proc.end()
+	lasting := f.deps.Command
+	f.deps.Command = func(Spec) *exec.Cmd { return exec.Command("sh", "-c", fmt.Sprintf("echo %q; exit %d", line, code)) }
+	require.NoError(t, f.start(0))
+	require.True(t, n.proc.awaitExit(exitTimeout))
+	f.deps.Command = lasting
+}
+
+func TestAPanicIsNotWhatABrokenDiskIsMeantToDo(t *testing.T) {
+	for _, line := range []string{"panic: boom", "fatal error: all goroutines are asleep"} {
+		for _, fault := range []string{DiskFull, DiskError} {
+			f := newFakeFleet(t, &fakeNode{})
+			dies(t, f, line, 2)
+			_, err := carryOut(t, f, Step{Fault: fault, Nodes: []int{0}})
+			require.ErrorIs(t, err, errPanicked)
+			require.ErrorContains(t, err, line)
+			require.False(t, f.nodes[0].proc.hasExited(), "started again")
+		}
+	}
+	f := newFakeFleet(t, &fakeNode{})
+	dies(t, f, "caprock: the disk is broken", 1)
+	effect, err := carryOut(t, f, Step{Fault: DiskError, Nodes: []int{0}})
+	require.NoError(t, err)
+	require.Contains(t, effect, "stopped by itself with exit code 1")
+}
+
+func TestAPanicUnderADiskFaultIsCalledOne(t *testing.T) {
+	f := newFakeFleet(t, &fakeNode{})
+	dies(t, f, "panic: boom", 2)
+	r := &run{fleet: f, deps: f.deps, history: verify.NewHistory(), report: Report{ByFault: map[string]int{}}}
+	r.step(t.Context(), Step{Fault: DiskError, Nodes: []int{0}})
+	require.Len(t, r.own, 1)
+	require.Equal(t, nodePanicked, r.own[0].Kind)
+}
+
+// A disk fault lets its victims end; once the disk is mended, an end is news again.
+func TestANodeThatEndsAfterItsDiskWasMendedIsNoted(t *testing.T) {
+	fake := &fakeNode{put: http.StatusTooManyRequests, detail: "the disk is nearly full"}
+	f := newFakeFleet(t, fake)
+	n, d := f.nodes[0], &diskFault{fleet: f, nodes: []int{0}, disk: diskFull}
+	require.NoError(t, d.begin(t.Context()))
+	require.True(t, n.proc.expected.Load())
+	fake.mu.Lock()
+	fake.put = http.StatusOK
+	fake.mu.Unlock()
+	_, err := d.end(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, n.proc.signal(syscall.SIGTERM))
+	require.True(t, n.proc.awaitExit(exitTimeout))
+	f.noteDeaths()
+	require.Len(t, f.deaths, 1)
+}
+
+func TestAnAttachedClusterIsLeftWithoutPoliciesThatCannotBeSet(t *testing.T) {
+	fake := &fakeNode{}
+	f := newFakeFleet(t, fake)
+	cfg := DefaultConfig()
+	cfg.Workload, cfg.Endpoints = verify.WorkloadCausal, []string{f.nodes[0].admin.base}
+	r := &run{cfg: cfg, deps: f.deps, fleet: f}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	require.ErrorContains(t, r.prepare(ctx), "is not in force")
+	fake.mu.Lock()
+	defer fake.mu.Unlock()
+	require.Empty(t, fake.policies)
 }

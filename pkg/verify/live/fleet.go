@@ -197,12 +197,28 @@ func lastLine(path string) string {
 	return finalWords(string(content))
 }
 
+// panicked returns the panic that the node's process, which has ended, ended with, "" when it ended otherwise.
+func (n *node) panicked() string {
+	words := lastLine(n.log)
+	if n.proc.cmd.ProcessState.ExitCode() != panicExitCode || !isPanic(words) {
+		return ""
+	}
+	return words
+}
+
+// panicExitCode is what the runtime ends a process with that panicked.
+const panicExitCode = 2
+
+func isPanic(line string) bool {
+	return strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ")
+}
+
 func finalWords(log string) string {
 	last, panicked := "", false
 	for line := range strings.Lines(log) {
 		line = strings.TrimSpace(line)
 		switch {
-		case strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: "):
+		case isPanic(line):
 			last, panicked = line, true
 		// A new life of the node begins with lines of its log, which a panic's stack never has.
 		case strings.HasPrefix(line, "time=") || strings.HasPrefix(line, "caprock: "):

@@ -132,6 +132,12 @@ func (r *run) prepare(ctx context.Context) (err error) {
 			nodes: r.cfg.size(), attached: r.cfg.attached(), eventual: r.cfg.eventual(), decks: decks,
 		})
 	}
+	// The caller leaves an attached cluster as it was found; until there is somebody to do so, that is done here.
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.leave(context.WithoutCancel(ctx)))
+		}
+	}()
 	if err := r.fleet.setPolicies(ctx, r.workload.Policies()); err != nil {
 		return err
 	}
@@ -179,8 +185,9 @@ func (r *run) nemesis(ctx context.Context) {
 
 // The anomalies of a fault.
 const (
-	noEffect  = "fault had no effect"
-	notMended = "fault could not be taken back"
+	noEffect     = "fault had no effect"
+	notMended    = "fault could not be taken back"
+	nodePanicked = "a node panicked"
 )
 
 // step carries out one fault. It reports whether the cluster is whole again.
@@ -209,7 +216,10 @@ func (r *run) step(ctx context.Context, s Step) (whole bool) {
 		r.ahead = at
 	}
 
-	if err == nil && endErr != nil && !errors.Is(endErr, errNoEffect) {
+	switch {
+	case errors.Is(endErr, errPanicked):
+		kind = nodePanicked
+	case err == nil && endErr != nil && !errors.Is(endErr, errNoEffect):
 		kind = notMended
 	}
 	whole = true
