@@ -8,8 +8,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
-// operationID reads the header Idempotency-Key. Its text is the whole id: a session with one operation. Clients number
-// theirs in sessions whose names begin with a byte that is not printable, so that the two never meet.
+// operationID reads the header Idempotency-Key. Its text is the whole id: a session with one operation.
 func operationID(lines []string, p *params) *kv.Error {
 	if len(lines) == 0 {
 		return nil
@@ -17,23 +16,11 @@ func operationID(lines []string, p *params) *kv.Error {
 	if len(lines) > 1 {
 		return kv.Errorf(kv.CodeBadRequest, "Idempotency-Key is given more than once")
 	}
-	if !isOperationID(lines[0]) {
+	if !kv.IsOpName(lines[0]) {
 		return kv.Errorf(kv.CodeBadRequest, "an Idempotency-Key is 1 to %d printable ASCII characters", kv.OpSessionBytesMax)
 	}
 	p.id = kv.OpID{Session: []byte(lines[0]), Required: true}
 	return nil
-}
-
-func isOperationID(s string) bool {
-	if s == "" || len(s) > kv.OpSessionBytesMax {
-		return false
-	}
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] > '~' {
-			return false
-		}
-	}
-	return true
 }
 
 // operation serves GET /ops/{id}?key=: what became of a write that had an Idempotency-Key.
@@ -76,7 +63,7 @@ func (x *exchange) parseOperation(rest string, encoded bool) (*kv.Request, time.
 	if err != nil {
 		return nil, 0, kv.AsError(err)
 	}
-	if !isOperationID(string(id)) {
+	if !kv.IsOpName(string(id)) {
 		return nil, 0, kv.Errorf(kv.CodeBadRequest, "an operation id is 1 to %d printable ASCII characters", kv.OpSessionBytesMax)
 	}
 	values, bad := queryValues(x.r.URL.RawQuery, "key", "timeout")

@@ -61,11 +61,18 @@ func IfExists() Option {
 	return func(r *request) { r.Condition = kv.Condition{Kind: kv.ConditionExists} }
 }
 
-// OperationID names a strong write by a text of 1 to 255 printable characters, as Idempotency-Key does over HTTP: whoever writes
+// OperationID names a strong write by a text of 1 to 255 printable ASCII characters, as Idempotency-Key does over HTTP: whoever writes
 // again under the same name, be it another process, gets the first write's outcome and writes nothing. Without it the
-// client names its strong writes itself, which serves its own retries only.
+// client names its strong writes itself, which serves its own retries only. Any other text is refused, above all the empty one,
+// which would name nothing.
 func OperationID(id string) Option {
-	return func(r *request) { r.ID = kv.OpID{Session: []byte(id), Required: true} }
+	return func(r *request) {
+		if !kv.IsOpName(id) {
+			r.refuse(kv.Errorf(kv.CodeBadRequest, "an operation id is 1 to %d printable ASCII characters", kv.OpSessionBytesMax))
+			return
+		}
+		r.ID = kv.OpID{Session: []byte(id), Required: true}
+	}
 }
 
 // TTL makes the value of a strong write expire that long after it was written: whole milliseconds, at most kv.TTLMax.

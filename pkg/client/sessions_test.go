@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -133,6 +134,18 @@ func TestOnlyWritesThatMayBeStrongHaveNames(t *testing.T) {
 	require.Equal(t, "mine", string(id.GetSession()))
 	require.True(t, id.GetRequired())
 	require.Zero(t, id.GetSequence())
+}
+
+func TestTextThatNamesNothingIsRefused(t *testing.T) {
+	cl := newCluster(t, 1)
+	c := cl.client()
+	for _, id := range []string{"", strings.Repeat("x", 256), "tab\there", "\x00", "naïve"} {
+		_, err := c.SetContext(t.Context(), "k", "v", OperationID(id))
+		requireError(t, err, kv.CodeBadRequest, kv.OutcomeNotApplied)
+	}
+	require.Empty(t, operationsOf(cl))
+	_, err := c.SetContext(t.Context(), "k", "v", OperationID(strings.Repeat("~", 255)))
+	require.NoError(t, err)
 }
 
 // The floor is the lowest number that goes on, told by a plain list.

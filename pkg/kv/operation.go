@@ -27,6 +27,17 @@ type OpID struct {
 // IsZero reports whether the id names nothing.
 func (o OpID) IsZero() bool { return len(o.Session) == 0 }
 
+// IsOpName reports whether the text may name an operation by itself, as an Idempotency-Key does: 1 to OpSessionBytesMax
+// printable ASCII characters. The sessions of clients have names that begin otherwise, so that the two never meet.
+func IsOpName(text string) bool {
+	for i := range len(text) {
+		if text[i] < ' ' || text[i] > '~' {
+			return false
+		}
+	}
+	return text != "" && len(text) <= OpSessionBytesMax
+}
+
 // validate checks the id of a request at the level.
 func (o OpID) validate(op Op, level Level) error {
 	switch {
