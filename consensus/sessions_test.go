@@ -112,11 +112,11 @@ func TestSessionsAreBoundedWhenTimeStandsStill(t *testing.T) {
 func TestGroupClockIsNeverFast(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var c groupClock
-		var real, between, uptime time.Duration
+		var actual, between, uptime time.Duration
 		term := uint64(1)
 		for i := range uint64(rapid.IntRange(1, 60).Draw(t, "entries")) {
 			passed := time.Duration(rapid.Int64Range(0, int64(4*time.Minute)).Draw(t, "passed"))
-			real, uptime = real+passed, uptime+passed
+			actual, uptime = actual+passed, uptime+passed
 			if i == 0 || rapid.IntRange(0, 3).Draw(t, "election") == 0 {
 				term++
 				uptime = time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "uptime"))
@@ -125,8 +125,8 @@ func TestGroupClockIsNeverFast(t *testing.T) {
 			}
 			c, _ = c.after(Committed{Pos: causal.Position{Term: term, Index: i + 1}, Uptime: uptime})
 			told := time.Duration(c.era)*eraLength + c.spent
-			require.LessOrEqual(t, told, real)
-			require.GreaterOrEqual(t, told, real-between-clockTick)
+			require.LessOrEqual(t, told, actual)
+			require.GreaterOrEqual(t, told, actual-between-clockTick)
 			row := c.encode()
 			again, found, err := readGroupClock(oneRow(row), 1)
 			require.NoError(t, err)
