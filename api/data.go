@@ -127,11 +127,6 @@ func dataHeaders(h http.Header, op kv.Op, p *params) *kv.Error {
 	return writeCondition(h, p)
 }
 
-// listUnsupported answers /kv, where a later version lists keys.
-func (x *exchange) listUnsupported() {
-	x.fail(kv.Errorf(kv.CodeBadRequest, "listing keys is not supported by this version; a key follows %s", pathData))
-}
-
 // answerWrite answers a PUT or DELETE that succeeded.
 func (x *exchange) answerWrite(op kv.Op, key []byte, resp *kv.Response) {
 	x.setDataHeaders(resp, tagOf(resp))

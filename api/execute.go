@@ -74,7 +74,7 @@ func classify(op kv.Op, err error) *kv.Error {
 	default:
 		failure = kv.AsError(err)
 	}
-	if op == kv.OpGet && failure.Outcome != kv.OutcomeNotApplied {
+	if (op == kv.OpGet || op == kv.OpList) && failure.Outcome != kv.OutcomeNotApplied {
 		return failure.WithOutcome(kv.OutcomeNotApplied)
 	}
 	return failure

@@ -79,7 +79,7 @@ func newHandler(cfg Config, deps Deps) (*handler, error) {
 	h.exchanges.New = func() any { return new(exchange) }
 	metrics := promhttp.HandlerFor(deps.Gatherer, promhttp.HandlerOpts{})
 	h.routes = map[string]routeEntry{
-		"/kv":               {"", (*exchange).listUnsupported},
+		"/kv":               {"", (*exchange).list},
 		"/batch":            {"POST", (*exchange).batch},
 		"/health":           {"GET, HEAD", (*exchange).health},
 		"/livez":            {"GET, HEAD", (*exchange).live},
@@ -94,6 +94,7 @@ func newHandler(cfg Config, deps Deps) (*handler, error) {
 		"/admin/faults":     {"", (*exchange).faults},
 		"/api/set":          {"POST", (*exchange).compatSet},
 		"/api/get":          {"GET, HEAD", (*exchange).compatGet},
+		"/api/list":         {"GET, HEAD", (*exchange).compatList},
 		"/api/delete":       {"DELETE", (*exchange).compatDelete},
 		"/api/stats":        {"GET, HEAD", func(x *exchange) { x.document(DocStats) }},
 	}

@@ -36,7 +36,6 @@ func TestBadRequestsAreRefusedAndWriteNothing(t *testing.T) {
 		// Keys and paths.
 		{"no key", "PUT", "/kv/", value, nil, 400, kv.CodeBadRequest, "empty"},
 		{"no key on GET", "GET", "/kv/", "", nil, 400, kv.CodeBadRequest, "empty"},
-		{"listing", "GET", "/kv?prefix=a", "", nil, 400, kv.CodeBadRequest, "not supported"},
 		{"key too large", "PUT", "/kv/" + strings.Repeat("k", kv.KeyBytesMax+1), value, nil, 413, kv.CodeKeyTooLarge, "4097"},
 		{"key too large on GET", "GET", "/kv/" + strings.Repeat("%00", kv.KeyBytesMax+1), "", nil, 413, kv.CodeKeyTooLarge, "4097"},
 		// Routes and methods.
@@ -44,7 +43,6 @@ func TestBadRequestsAreRefusedAndWriteNothing(t *testing.T) {
 		{"root", "GET", "/", "", nil, 404, codeRouteNotFound, ""},
 		{"encoded route", "GET", "/kv%2Fa", "", nil, 404, codeRouteNotFound, ""},
 		{"watch is later", "GET", "/watch?prefix=a", "", nil, 404, codeRouteNotFound, ""},
-		{"list is later", "GET", "/api/list?prefix=a", "", nil, 404, codeRouteNotFound, ""},
 		{"POST to a key", "POST", "/kv/a", value, nil, 405, codeMethodNotAllowed, "POST"},
 		{"PATCH to a key", "PATCH", "/kv/a", value, nil, 405, codeMethodNotAllowed, "PATCH"},
 		{"OPTIONS of a key", "OPTIONS", "/kv/a", "", nil, 405, codeMethodNotAllowed, ""},

@@ -741,6 +741,217 @@ func (x *BatchResponse) GetResults() []*Result {
 	return nil
 }
 
+// ListRequest asks for a page of keys.
+type ListRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Prefix []byte                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// The last key of the page before; empty for the first page.
+	After []byte `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// The most keys wanted: 1 to 1,000; 0 means 100.
+	Limit    uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	KeysOnly bool   `protobuf:"varint,4,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
+	// Strong, or unset where that is what the prefix's policy says.
+	Level         Level  `protobuf:"varint,5,opt,name=level,proto3,enum=caprock.v1.Level" json:"level,omitempty"`
+	TimeoutMs     uint32 `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRequest) Reset() {
+	*x = ListRequest{}
+	mi := &file_caprock_v1_kv_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRequest) ProtoMessage() {}
+
+func (x *ListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_caprock_v1_kv_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
+func (*ListRequest) Descriptor() ([]byte, []int) {
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListRequest) GetPrefix() []byte {
+	if x != nil {
+		return x.Prefix
+	}
+	return nil
+}
+
+func (x *ListRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *ListRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListRequest) GetKeysOnly() bool {
+	if x != nil {
+		return x.KeysOnly
+	}
+	return false
+}
+
+func (x *ListRequest) GetLevel() Level {
+	if x != nil {
+		return x.Level
+	}
+	return Level_LEVEL_UNSPECIFIED
+}
+
+func (x *ListRequest) GetTimeoutMs() uint32 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+// ListItem is a key and what it holds.
+type ListItem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	TimestampMs   int64                  `protobuf:"varint,4,opt,name=timestamp_ms,json=timestampMs,proto3" json:"timestamp_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListItem) Reset() {
+	*x = ListItem{}
+	mi := &file_caprock_v1_kv_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListItem) ProtoMessage() {}
+
+func (x *ListItem) ProtoReflect() protoreflect.Message {
+	mi := &file_caprock_v1_kv_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListItem.ProtoReflect.Descriptor instead.
+func (*ListItem) Descriptor() ([]byte, []int) {
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListItem) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ListItem) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *ListItem) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ListItem) GetTimestampMs() int64 {
+	if x != nil {
+		return x.TimestampMs
+	}
+	return 0
+}
+
+// ListResponse is a page.
+type ListResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Items []*ListItem            `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	// More keys follow the last of these.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResponse) Reset() {
+	*x = ListResponse{}
+	mi := &file_caprock_v1_kv_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResponse) ProtoMessage() {}
+
+func (x *ListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_caprock_v1_kv_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
+func (*ListResponse) Descriptor() ([]byte, []int) {
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListResponse) GetItems() []*ListItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *ListResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 // Sibling is one of several concurrent versions of a key.
 type Sibling struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -755,7 +966,7 @@ type Sibling struct {
 
 func (x *Sibling) Reset() {
 	*x = Sibling{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[6]
+	mi := &file_caprock_v1_kv_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +978,7 @@ func (x *Sibling) String() string {
 func (*Sibling) ProtoMessage() {}
 
 func (x *Sibling) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[6]
+	mi := &file_caprock_v1_kv_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +991,7 @@ func (x *Sibling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sibling.ProtoReflect.Descriptor instead.
 func (*Sibling) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{6}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Sibling) GetValue() []byte {
@@ -836,7 +1047,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[7]
+	mi := &file_caprock_v1_kv_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +1059,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[7]
+	mi := &file_caprock_v1_kv_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1072,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{7}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Error) GetCode() string {
@@ -969,7 +1180,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[8]
+	mi := &file_caprock_v1_kv_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1192,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[8]
+	mi := &file_caprock_v1_kv_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1205,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{8}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Result) GetId() uint64 {
@@ -1115,7 +1326,7 @@ type ResultBatch struct {
 
 func (x *ResultBatch) Reset() {
 	*x = ResultBatch{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[9]
+	mi := &file_caprock_v1_kv_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1338,7 @@ func (x *ResultBatch) String() string {
 func (*ResultBatch) ProtoMessage() {}
 
 func (x *ResultBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[9]
+	mi := &file_caprock_v1_kv_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1351,7 @@ func (x *ResultBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultBatch.ProtoReflect.Descriptor instead.
 func (*ResultBatch) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{9}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ResultBatch) GetResults() []*Result {
@@ -1168,7 +1379,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[10]
+	mi := &file_caprock_v1_kv_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1391,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[10]
+	mi := &file_caprock_v1_kv_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1404,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{10}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StatusRequest) GetWhat() string {
@@ -1214,7 +1425,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_caprock_v1_kv_proto_msgTypes[11]
+	mi := &file_caprock_v1_kv_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1437,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_caprock_v1_kv_proto_msgTypes[11]
+	mi := &file_caprock_v1_kv_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1450,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{11}
+	return file_caprock_v1_kv_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StatusResponse) GetJson() []byte {
@@ -1293,7 +1504,23 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\"=\n" +
 	"\rBatchResponse\x12,\n" +
-	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\"p\n" +
+	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\"\xb6\x01\n" +
+	"\vListRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\fR\x05after\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x1b\n" +
+	"\tkeys_only\x18\x04 \x01(\bR\bkeysOnly\x12'\n" +
+	"\x05level\x18\x05 \x01(\x0e2\x11.caprock.v1.LevelR\x05level\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x06 \x01(\rR\ttimeoutMs\"o\n" +
+	"\bListItem\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12!\n" +
+	"\ftimestamp_ms\x18\x04 \x01(\x03R\vtimestampMs\"N\n" +
+	"\fListResponse\x12*\n" +
+	"\x05items\x18\x01 \x03(\v2\x14.caprock.v1.ListItemR\x05items\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"p\n" +
 	"\aSibling\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\fR\x05value\x12\x18\n" +
 	"\adeleted\x18\x02 \x01(\bR\adeleted\x12!\n" +
@@ -1362,13 +1589,14 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\rConditionKind\x12\x1e\n" +
 	"\x1aCONDITION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONDITION_KIND_VERSION\x10\x01\x12\x19\n" +
-	"\x15CONDITION_KIND_EXISTS\x10\x022\xdf\x02\n" +
+	"\x15CONDITION_KIND_EXISTS\x10\x022\x9a\x03\n" +
 	"\x02KV\x120\n" +
 	"\x03Get\x12\x15.caprock.v1.Operation\x1a\x12.caprock.v1.Result\x120\n" +
 	"\x03Put\x12\x15.caprock.v1.Operation\x1a\x12.caprock.v1.Result\x123\n" +
 	"\x06Delete\x12\x15.caprock.v1.Operation\x1a\x12.caprock.v1.Result\x12A\n" +
 	"\x06Stream\x12\x1a.caprock.v1.OperationBatch\x1a\x17.caprock.v1.ResultBatch(\x010\x01\x12<\n" +
-	"\x05Batch\x12\x18.caprock.v1.BatchRequest\x1a\x19.caprock.v1.BatchResponse\x12?\n" +
+	"\x05Batch\x12\x18.caprock.v1.BatchRequest\x1a\x19.caprock.v1.BatchResponse\x129\n" +
+	"\x04List\x12\x17.caprock.v1.ListRequest\x1a\x18.caprock.v1.ListResponse\x12?\n" +
 	"\x06Status\x12\x19.caprock.v1.StatusRequest\x1a\x1a.caprock.v1.StatusResponseB'Z%github.com/caprockdb/caprock/api/kvpbb\x06proto3"
 
 var (
@@ -1384,7 +1612,7 @@ func file_caprock_v1_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_caprock_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_caprock_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_caprock_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_caprock_v1_kv_proto_goTypes = []any{
 	(Op)(0),                // 0: caprock.v1.Op
 	(Level)(0),             // 1: caprock.v1.Level
@@ -1397,12 +1625,15 @@ var file_caprock_v1_kv_proto_goTypes = []any{
 	(*OperationBatch)(nil), // 8: caprock.v1.OperationBatch
 	(*BatchRequest)(nil),   // 9: caprock.v1.BatchRequest
 	(*BatchResponse)(nil),  // 10: caprock.v1.BatchResponse
-	(*Sibling)(nil),        // 11: caprock.v1.Sibling
-	(*Error)(nil),          // 12: caprock.v1.Error
-	(*Result)(nil),         // 13: caprock.v1.Result
-	(*ResultBatch)(nil),    // 14: caprock.v1.ResultBatch
-	(*StatusRequest)(nil),  // 15: caprock.v1.StatusRequest
-	(*StatusResponse)(nil), // 16: caprock.v1.StatusResponse
+	(*ListRequest)(nil),    // 11: caprock.v1.ListRequest
+	(*ListItem)(nil),       // 12: caprock.v1.ListItem
+	(*ListResponse)(nil),   // 13: caprock.v1.ListResponse
+	(*Sibling)(nil),        // 14: caprock.v1.Sibling
+	(*Error)(nil),          // 15: caprock.v1.Error
+	(*Result)(nil),         // 16: caprock.v1.Result
+	(*ResultBatch)(nil),    // 17: caprock.v1.ResultBatch
+	(*StatusRequest)(nil),  // 18: caprock.v1.StatusRequest
+	(*StatusResponse)(nil), // 19: caprock.v1.StatusResponse
 }
 var file_caprock_v1_kv_proto_depIdxs = []int32{
 	4,  // 0: caprock.v1.Condition.kind:type_name -> caprock.v1.ConditionKind
@@ -1414,30 +1645,34 @@ var file_caprock_v1_kv_proto_depIdxs = []int32{
 	7,  // 6: caprock.v1.OperationBatch.operations:type_name -> caprock.v1.Operation
 	7,  // 7: caprock.v1.BatchRequest.operations:type_name -> caprock.v1.Operation
 	6,  // 8: caprock.v1.BatchRequest.operation_id:type_name -> caprock.v1.OperationId
-	13, // 9: caprock.v1.BatchResponse.results:type_name -> caprock.v1.Result
-	2,  // 10: caprock.v1.Error.outcome:type_name -> caprock.v1.Outcome
-	1,  // 11: caprock.v1.Result.level:type_name -> caprock.v1.Level
-	2,  // 12: caprock.v1.Result.outcome:type_name -> caprock.v1.Outcome
-	11, // 13: caprock.v1.Result.siblings:type_name -> caprock.v1.Sibling
-	12, // 14: caprock.v1.Result.error:type_name -> caprock.v1.Error
-	13, // 15: caprock.v1.ResultBatch.results:type_name -> caprock.v1.Result
-	7,  // 16: caprock.v1.KV.Get:input_type -> caprock.v1.Operation
-	7,  // 17: caprock.v1.KV.Put:input_type -> caprock.v1.Operation
-	7,  // 18: caprock.v1.KV.Delete:input_type -> caprock.v1.Operation
-	8,  // 19: caprock.v1.KV.Stream:input_type -> caprock.v1.OperationBatch
-	9,  // 20: caprock.v1.KV.Batch:input_type -> caprock.v1.BatchRequest
-	15, // 21: caprock.v1.KV.Status:input_type -> caprock.v1.StatusRequest
-	13, // 22: caprock.v1.KV.Get:output_type -> caprock.v1.Result
-	13, // 23: caprock.v1.KV.Put:output_type -> caprock.v1.Result
-	13, // 24: caprock.v1.KV.Delete:output_type -> caprock.v1.Result
-	14, // 25: caprock.v1.KV.Stream:output_type -> caprock.v1.ResultBatch
-	10, // 26: caprock.v1.KV.Batch:output_type -> caprock.v1.BatchResponse
-	16, // 27: caprock.v1.KV.Status:output_type -> caprock.v1.StatusResponse
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	16, // 9: caprock.v1.BatchResponse.results:type_name -> caprock.v1.Result
+	1,  // 10: caprock.v1.ListRequest.level:type_name -> caprock.v1.Level
+	12, // 11: caprock.v1.ListResponse.items:type_name -> caprock.v1.ListItem
+	2,  // 12: caprock.v1.Error.outcome:type_name -> caprock.v1.Outcome
+	1,  // 13: caprock.v1.Result.level:type_name -> caprock.v1.Level
+	2,  // 14: caprock.v1.Result.outcome:type_name -> caprock.v1.Outcome
+	14, // 15: caprock.v1.Result.siblings:type_name -> caprock.v1.Sibling
+	15, // 16: caprock.v1.Result.error:type_name -> caprock.v1.Error
+	16, // 17: caprock.v1.ResultBatch.results:type_name -> caprock.v1.Result
+	7,  // 18: caprock.v1.KV.Get:input_type -> caprock.v1.Operation
+	7,  // 19: caprock.v1.KV.Put:input_type -> caprock.v1.Operation
+	7,  // 20: caprock.v1.KV.Delete:input_type -> caprock.v1.Operation
+	8,  // 21: caprock.v1.KV.Stream:input_type -> caprock.v1.OperationBatch
+	9,  // 22: caprock.v1.KV.Batch:input_type -> caprock.v1.BatchRequest
+	11, // 23: caprock.v1.KV.List:input_type -> caprock.v1.ListRequest
+	18, // 24: caprock.v1.KV.Status:input_type -> caprock.v1.StatusRequest
+	16, // 25: caprock.v1.KV.Get:output_type -> caprock.v1.Result
+	16, // 26: caprock.v1.KV.Put:output_type -> caprock.v1.Result
+	16, // 27: caprock.v1.KV.Delete:output_type -> caprock.v1.Result
+	17, // 28: caprock.v1.KV.Stream:output_type -> caprock.v1.ResultBatch
+	10, // 29: caprock.v1.KV.Batch:output_type -> caprock.v1.BatchResponse
+	13, // 30: caprock.v1.KV.List:output_type -> caprock.v1.ListResponse
+	19, // 31: caprock.v1.KV.Status:output_type -> caprock.v1.StatusResponse
+	25, // [25:32] is the sub-list for method output_type
+	18, // [18:25] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_caprock_v1_kv_proto_init() }
@@ -1451,7 +1686,7 @@ func file_caprock_v1_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_caprock_v1_kv_proto_rawDesc), len(file_caprock_v1_kv_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   12,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	KV_Delete_FullMethodName = "/caprock.v1.KV/Delete"
 	KV_Stream_FullMethodName = "/caprock.v1.KV/Stream"
 	KV_Batch_FullMethodName  = "/caprock.v1.KV/Batch"
+	KV_List_FullMethodName   = "/caprock.v1.KV/List"
 	KV_Status_FullMethodName = "/caprock.v1.KV/Status"
 )
 
@@ -50,6 +51,9 @@ type KVClient interface {
 	Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[OperationBatch, ResultBatch], error)
 	// Batch runs operations on several keys, each on its own or all as one write.
 	Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error)
+	// List lists keys by prefix, in the order of their bytes, a page at a time. Each partition's part is linearizable, all of
+	// them together are no snapshot.
+	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Status describes the cluster as the asked node sees it.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -115,6 +119,16 @@ func (c *kVClient) Batch(ctx context.Context, in *BatchRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *kVClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListResponse)
+	err := c.cc.Invoke(ctx, KV_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kVClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -146,6 +160,9 @@ type KVServer interface {
 	Stream(grpc.BidiStreamingServer[OperationBatch, ResultBatch]) error
 	// Batch runs operations on several keys, each on its own or all as one write.
 	Batch(context.Context, *BatchRequest) (*BatchResponse, error)
+	// List lists keys by prefix, in the order of their bytes, a page at a time. Each partition's part is linearizable, all of
+	// them together are no snapshot.
+	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Status describes the cluster as the asked node sees it.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedKVServer()
@@ -172,6 +189,9 @@ func (UnimplementedKVServer) Stream(grpc.BidiStreamingServer[OperationBatch, Res
 }
 func (UnimplementedKVServer) Batch(context.Context, *BatchRequest) (*BatchResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Batch not implemented")
+}
+func (UnimplementedKVServer) List(context.Context, *ListRequest) (*ListResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method List not implemented")
 }
 func (UnimplementedKVServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -276,6 +296,24 @@ func _KV_Batch_Handler(srv interface{}, ctx context.Context, dec func(interface{
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).List(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_List_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).List(ctx, req.(*ListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KV_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -316,6 +354,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Batch",
 			Handler:    _KV_Batch_Handler,
+		},
+		{
+			MethodName: "List",
+			Handler:    _KV_List_Handler,
 		},
 		{
 			MethodName: "Status",

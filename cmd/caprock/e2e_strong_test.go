@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +37,7 @@ func TestStrongLaneThroughEveryFront(t *testing.T) {
 	c := startCluster(t)
 	t.Run("a repeated write is applied once, whoever is asked", func(t *testing.T) { testRepeated(t, c) })
 	t.Run("values that expire", func(t *testing.T) { testExpiry(t, c) })
+	t.Run("listings", func(t *testing.T) { testListings(t, c) })
 	t.Run("batches", func(t *testing.T) { testBatches(t, c) })
 }
 
@@ -88,6 +91,43 @@ func testExpiry(t *testing.T, c *e2eCluster) {
 	time.Sleep(100 * time.Millisecond)
 	_, _, code = command(t, "", "get", "tool-ttl", "--endpoints="+n2.grpc)
 	require.Equal(t, 3, code)
+}
+
+func testListings(t *testing.T, c *e2eCluster) {
+	const count = 25
+	for i := range count {
+		c.nodes[i%3].send(t, 200, "PUT", fmt.Sprintf("/kv/list:%02d", i), "v"+itoa(i))
+	}
+	c.nodes[0].send(t, 200, "PUT", "/kv/list:05?ttl=1ms", "gone")
+	c.nodes[0].send(t, 200, "DELETE", "/kv/list:06", "")
+	time.Sleep(5 * time.Millisecond)
+	for _, n := range c.nodes {
+		var got []string
+		target := "/kv?prefix=list:&limit=7"
+		for pages := 0; pages < count; pages++ {
+			a := n.send(t, 200, "GET", target, "")
+			for _, item := range a["items"].([]any) {
+				got = append(got, item.(map[string]any)["key"].(string))
+			}
+			token, more := a["next_page_token"].(string)
+			if !more {
+				break
+			}
+			target = "/kv?prefix=list:&limit=7&page_token=" + token
+		}
+		require.Len(t, got, count-2)
+		require.True(t, slices.IsSorted(got), "%v", got)
+		require.NotContains(t, got, "list:05")
+		require.NotContains(t, got, "list:06")
+	}
+	endpoints := "--endpoints=" + c.nodes[1].grpc
+	stdout, stderr, code := command(t, "", "list", "list:", "--keys-only", "-o", "json", endpoints)
+	require.Equal(t, 0, code, stderr)
+	require.Equal(t, count-2, strings.Count(stdout, `"key"`))
+	require.NotContains(t, stdout, `"value"`)
+	stdout, _, _ = command(t, "", "list", "list:", "--limit", "3", endpoints)
+	require.Contains(t, stdout, "list:02")
+	require.NotContains(t, stdout, "list:03")
 }
 
 func testBatches(t *testing.T, c *e2eCluster) {

@@ -43,6 +43,14 @@ const (
 	flagIDRequired = 1 << 1
 	flagItems      = 1 << 2
 	flagTTL        = 1 << 3
+	flagList       = 1 << 4
+
+	flagItemResults = 1 << 0 // of a response with more
+	flagListed      = 1 << 1
+	flagMore        = 1 << 2
+
+	flagKeysOnly = 1 << 0 // of a listing
+	flagSingle   = 1 << 1
 )
 
 // AppendRequest appends the request.
@@ -70,7 +78,8 @@ func AppendRequest(dst []byte, r *Request) []byte {
 
 // moreOf returns the flags of what the request has that the first version did not know; 0 for most.
 func moreOf(r *Request) byte {
-	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired) | flagIf(len(r.Items) > 0, flagItems) | flagIf(r.TTL != 0, flagTTL)
+	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired) | flagIf(len(r.Items) > 0, flagItems) | flagIf(r.TTL != 0, flagTTL) |
+		flagIf(r.List != nil, flagList)
 }
 
 func appendMore(dst []byte, r *Request, more byte) []byte {
@@ -81,6 +90,14 @@ func appendMore(dst []byte, r *Request, more byte) []byte {
 	}
 	if more&flagTTL != 0 {
 		dst = binary.AppendVarint(dst, int64(r.TTL))
+	}
+	if more&flagList != 0 {
+		q := r.List
+		dst = append(dst, flagIf(q.KeysOnly, flagKeysOnly)|flagIf(q.Single, flagSingle))
+		dst = binary.AppendUvarint(dst, uint64(q.Partition))
+		dst = appendInt(dst, q.Limit)
+		dst = appendBytes(dst, q.Prefix)
+		dst = appendBytes(dst, q.After)
 	}
 	if more&flagItems == 0 {
 		return dst
@@ -108,7 +125,7 @@ func DecodeRequest(b []byte) (Request, error) {
 		d.fail()
 	}
 	r := Request{
-		Op:        Op(d.enum(byte(OpBatch))),
+		Op:        Op(d.enum(byte(OpList))),
 		Level:     Level(d.enum(byte(LevelLocal))),
 		Condition: Condition{Kind: ConditionKind(d.enum(byte(ConditionExists)))},
 		Siblings:  SiblingMode(d.enum(byte(SiblingsError))),
@@ -134,7 +151,8 @@ func DecodeRequest(b []byte) (Request, error) {
 func AppendResponse(dst []byte, r *Response) []byte {
 	flags := flagIf(r.Found, flagFound) | flagIf(r.Settled, flagSettled) | flagIf(!r.Timestamp.IsZero(), flagTimestamp)
 	format := byte(responseFormat)
-	if len(r.Items) > 0 {
+	more := flagIf(len(r.Items) > 0, flagItemResults) | flagIf(len(r.Listed) > 0, flagListed) | flagIf(r.More, flagMore)
+	if more != 0 {
 		format = responseFormatMore
 	}
 	dst = append(dst, format, flags, byte(r.Level), byte(r.Outcome))
@@ -158,11 +176,30 @@ func AppendResponse(dst []byte, r *Response) []byte {
 	if format == responseFormat {
 		return dst
 	}
-	dst = binary.AppendUvarint(dst, uint64(len(r.Items)))
-	for _, item := range r.Items {
-		dst = append(dst, flagIf(item.Found, flagFound))
+	dst = append(dst, more)
+	if more&flagItemResults != 0 {
+		dst = binary.AppendUvarint(dst, uint64(len(r.Items)))
+		for _, item := range r.Items {
+			dst = append(dst, flagIf(item.Found, flagFound))
+		}
+	}
+	if more&flagListed != 0 {
+		dst = binary.AppendUvarint(dst, uint64(len(r.Listed)))
+		for i := range r.Listed {
+			dst = appendListed(dst, &r.Listed[i])
+		}
 	}
 	return dst
+}
+
+func appendListed(dst []byte, item *ListItem) []byte {
+	dst = append(dst, flagIf(!item.Timestamp.IsZero(), flagTimestamp))
+	if !item.Timestamp.IsZero() {
+		dst = appendTime(dst, item.Timestamp)
+	}
+	dst = binary.AppendUvarint(dst, item.Version)
+	dst = appendBytes(dst, item.Key)
+	return appendBytes(dst, item.Value)
 }
 
 // DecodeResponse reads what AppendResponse wrote, which must be all of b. Values and Context alias b; empty ones are
@@ -202,13 +239,7 @@ func DecodeResponse(b []byte) (Response, error) {
 		}
 	}
 	if format == responseFormatMore {
-		r.Items = make([]ItemResult, d.count(1))
-		for i := range r.Items {
-			r.Items[i].Found = d.enum(flagFound) != 0
-		}
-		if len(r.Items) == 0 {
-			d.fail()
-		}
+		d.moreOfResponse(&r)
 	}
 	if err := d.finish("response"); err != nil {
 		return Response{}, err
@@ -389,7 +420,7 @@ func (d *decoder) time() time.Time {
 
 // more reads what appendMore wrote, flags included. What is empty has no flag.
 func (d *decoder) more(r *Request) {
-	more := d.enum(flagID | flagIDRequired | flagItems | flagTTL)
+	more := d.enum(flagID | flagIDRequired | flagItems | flagTTL | flagList)
 	r.ID.Required = more&flagIDRequired != 0
 	if more&flagID != 0 {
 		r.ID.Session = d.bytes()
@@ -399,6 +430,17 @@ func (d *decoder) more(r *Request) {
 	if more&flagTTL != 0 {
 		r.TTL = time.Duration(d.varint())
 	}
+	if more&flagList != 0 {
+		r.List = &ListQuery{}
+		flags := d.enum(flagKeysOnly | flagSingle)
+		r.List.KeysOnly, r.List.Single = flags&flagKeysOnly != 0, flags&flagSingle != 0
+		partition := d.uvarint()
+		r.List.Partition, r.List.Limit = PartitionID(partition), d.int()
+		r.List.Prefix, r.List.After = d.bytes(), d.bytes()
+		if uint64(r.List.Partition) != partition {
+			d.fail()
+		}
+	}
 	if more&flagItems != 0 {
 		r.Items = make([]BatchItem, d.count(itemBytesMin))
 		for i := range r.Items {
@@ -407,6 +449,31 @@ func (d *decoder) more(r *Request) {
 	}
 	if more == 0 || (more&flagID != 0) == r.ID.IsZero() || (more&flagItems != 0) == (len(r.Items) == 0) ||
 		(more&flagTTL != 0) == (r.TTL == 0) {
+		d.fail()
+	}
+}
+
+func (d *decoder) moreOfResponse(r *Response) {
+	more := d.enum(flagItemResults | flagListed | flagMore)
+	r.More = more&flagMore != 0
+	if more&flagItemResults != 0 {
+		r.Items = make([]ItemResult, d.count(1))
+		for i := range r.Items {
+			r.Items[i].Found = d.enum(flagFound) != 0
+		}
+	}
+	if more&flagListed != 0 {
+		r.Listed = make([]ListItem, d.count(itemBytesMin-1))
+		for i := range r.Listed {
+			item := &r.Listed[i]
+			if d.enum(flagTimestamp) != 0 {
+				item.Timestamp = d.time()
+			}
+			item.Version = d.uvarint()
+			item.Key, item.Value = d.bytes(), d.bytes()
+		}
+	}
+	if more == 0 || (more&flagItemResults != 0) == (len(r.Items) == 0) || (more&flagListed != 0) == (len(r.Listed) == 0) {
 		d.fail()
 	}
 }

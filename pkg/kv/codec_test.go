@@ -46,6 +46,12 @@ func drawRequest(t *rapid.T) Request {
 	if rapid.Bool().Draw(t, "expires") {
 		r.TTL = time.Duration(rapid.Int64().Draw(t, "ttl"))
 	}
+	if rapid.Bool().Draw(t, "lists") {
+		r.List = &ListQuery{
+			Prefix: drawBytes(t, "prefix"), After: drawBytes(t, "after"), Limit: rapid.Int().Draw(t, "limit"),
+			KeysOnly: rapid.Bool().Draw(t, "keys only"), Single: rapid.Bool().Draw(t, "single"), Partition: PartitionID(rapid.Uint16().Draw(t, "partition")),
+		}
+	}
 	for range rapid.IntRange(0, 3).Draw(t, "items") {
 		item := BatchItem{TTL: time.Duration(rapid.Int64Range(0, 5).Draw(t, "item ttl")), Op: Op(rapid.IntRange(0, int(OpDelete)).Draw(t, "item")), Key: drawBytes(t, "item key"), Value: drawBytes(t, "item value")}
 		if kind := rapid.IntRange(0, int(ConditionExists)).Draw(t, "item condition"); kind != 0 {
@@ -75,6 +81,13 @@ func drawResponse(t *rapid.T) Response {
 	}
 	for range rapid.IntRange(0, 4).Draw(t, "replicas") {
 		r.Replicas = append(r.Replicas, NodeID(rapid.Uint64().Draw(t, "replica")))
+	}
+	r.More = rapid.Bool().Draw(t, "more")
+	for range rapid.IntRange(0, 3).Draw(t, "listed") {
+		r.Listed = append(r.Listed, ListItem{
+			Key: drawBytes(t, "listed key"), Value: drawBytes(t, "listed value"), Version: rapid.Uint64().Draw(t, "listed version"),
+			Timestamp: drawTime(t, "listed time"),
+		})
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "items") {
 		r.Items = append(r.Items, ItemResult{Found: rapid.Bool().Draw(t, "item found")})

@@ -24,9 +24,11 @@ const (
 	OpInquire
 	// OpBatch applies Request.Items, all of them or none. Key is that of the first, by which the batch is routed.
 	OpBatch
+	// OpList lists keys, as Request.List says. It has no Key.
+	OpList
 )
 
-var opNames = [...]string{"invalid", "get", "put", "delete", "inquire", "batch"}
+var opNames = [...]string{"invalid", "get", "put", "delete", "inquire", "batch", "list"}
 
 // String returns the operation as metrics and messages spell it.
 func (o Op) String() string {
@@ -90,6 +92,8 @@ type Request struct {
 	TTL time.Duration
 	// Items are the writes of an OpBatch.
 	Items []BatchItem
+	// List is what an OpList asks for.
+	List *ListQuery
 	// Hops counts the nodes that forwarded the request. Bounded by the router, so that nodes that disagree about a
 	// leader cannot hand a request around for ever.
 	Hops uint8
@@ -124,4 +128,7 @@ type Response struct {
 	Replicas    []NodeID // who acknowledged or answered
 	// Items answers those of an OpBatch, in their order.
 	Items []ItemResult
+	// Listed are the keys of an OpList, in the order of their bytes, and More says that others follow.
+	Listed []ListItem
+	More   bool
 }

@@ -36,6 +36,9 @@ func (r *Request) Validate(l Limits) error {
 	if r.Level == LevelStrong {
 		return r.validateStrong(l)
 	}
+	if r.Op == OpList {
+		return Errorf(CodeBadRequest, "keys can be listed at level strong only, not at %s, in this version", r.Level)
+	}
 	if r.Op == OpBatch {
 		return Errorf(CodeBadRequest, "an atomic batch is applied at level strong, not at %s", r.Level)
 	}
@@ -74,9 +77,9 @@ func (r *Request) validateTTL() error {
 
 func (r *Request) validateSizes(l Limits) error {
 	switch {
-	case r.Op < OpGet || r.Op > OpBatch:
+	case r.Op < OpGet || r.Op > OpList:
 		return Errorf(CodeBadRequest, "unknown operation %d", r.Op)
-	case len(r.Key) == 0:
+	case len(r.Key) == 0 && r.Op != OpList:
 		return Errorf(CodeBadRequest, "the key is empty; a key has 1 to %d bytes", l.KeyBytesMax)
 	case len(r.Key) > l.KeyBytesMax:
 		return Errorf(CodeKeyTooLarge, "the key has %d bytes; the limit is %d", len(r.Key), l.KeyBytesMax)
@@ -92,6 +95,8 @@ func (r *Request) validateStrong(l Limits) error {
 		return Errorf(CodeBadRequest, "level strong is always decided by a majority of the partition's replicas; n, r and w go with level eventual")
 	case len(r.Context) > 0:
 		return Errorf(CodeBadRequest, "a context orders eventual writes; at level strong use if-version")
+	case r.Op == OpList:
+		return r.validateList()
 	case r.Op == OpBatch:
 		return r.validateBatch(l)
 	case r.Op == OpInquire && r.ID.IsZero():

@@ -67,6 +67,9 @@ func (n *Node) route(ctx context.Context, r *kv.Request) (kv.Response, error) {
 	if err != nil {
 		return kv.Response{}, err
 	}
+	if rt.request.Op == kv.OpList && !rt.request.List.Single {
+		return n.list(ctx, rt.state, rt.request)
+	}
 	if rt.request.Level == kv.LevelStrong {
 		return n.routeStrong(ctx, rt)
 	}
@@ -76,7 +79,11 @@ func (n *Node) route(ctx context.Context, r *kv.Request) (kv.Response, error) {
 // plan resolves the level and the quorum by the key's policy, checks the request and finds the key's home.
 func (n *Node) plan(r *kv.Request) (route, error) {
 	st := n.machine.State()
-	policy, _ := st.PolicyFor(r.Key)
+	policed := r.Key
+	if r.Op == kv.OpList && r.List != nil {
+		policed = r.List.Prefix
+	}
+	policy, _ := st.PolicyFor(policed)
 	if r.Level == kv.LevelUnset {
 		// A copy: the caller may offer the request again, when another policy may be in force.
 		c := *r
@@ -98,6 +105,11 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 		return route{}, kv.Errorf(kv.CodeNotReady, "the cluster has no partition map yet")
 	}
 	rt := route{request: r, state: st, partition: st.Map.PartitionOf(r.Key)}
+	if r.Op == kv.OpList && r.List.Single {
+		if rt.partition = r.List.Partition; int(rt.partition) >= len(st.Map.Partitions) {
+			return route{}, kv.Errorf(kv.CodeBadRequest, "there is no partition %d", rt.partition)
+		}
+	}
 	if r.Op == kv.OpBatch {
 		if err := rt.together(); err != nil {
 			return route{}, err
@@ -231,6 +243,8 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 		return n.inquire(ctx, rt)
 	case kv.OpBatch:
 		return n.batch(ctx, rt)
+	case kv.OpList:
+		return n.listHere(ctx, rt)
 	default:
 	}
 	reply, err := n.strong.Write(ctx, rt.partition, consensus.WriteOp{

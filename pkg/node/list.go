@@ -1,0 +1,152 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/caprockdb/caprock/consensus"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/meta"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+const (
+	// listWorkersMax bounds the partitions that one listing asks at once.
+	listWorkersMax = 16
+	// listExpiredMax bounds how often a partition's part is read again because values in it had expired.
+	listExpiredMax = 8
+)
+
+// list asks every partition for its part of the page and merges them. Each part is linearizable, all of them together are
+// no snapshot.
+func (n *Node) list(ctx context.Context, st *meta.State, r *kv.Request) (kv.Response, error) {
+	parts := make([]kv.Response, len(st.Map.Partitions))
+	errs := make([]error, len(parts))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, listWorkersMax)
+	for p := range parts {
+		slots <- struct{}{}
+		wg.Go(func() {
+			parts[p], errs[p] = n.listOne(ctx, r, kv.PartitionID(p))
+			<-slots
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return kv.Response{}, err
+		}
+	}
+	res := kv.Response{Found: true, Settled: true, Level: kv.LevelStrong, Coordinator: n.id.Node}
+	res.Listed, res.More = mergeLists(parts, r.List.Limit)
+	for _, part := range parts {
+		for _, id := range part.Replicas {
+			if !slices.Contains(res.Replicas, id) {
+				res.Replicas = append(res.Replicas, id)
+			}
+		}
+	}
+	return res, nil
+}
+
+// listOne asks one partition.
+func (n *Node) listOne(ctx context.Context, r *kv.Request, p kv.PartitionID) (kv.Response, error) {
+	one, query := *r, *r.List
+	query.Single, query.Partition = true, p
+	one.List = &query
+	rt, err := n.plan(&one)
+	if err != nil {
+		return kv.Response{}, err
+	}
+	return n.routeStrong(ctx, rt)
+}
+
+// mergeLists merges parts, each in the order of its keys, into one page. What a part that has more would go on with is
+// not known, so that the page ends where the first such part does.
+func mergeLists(parts []kv.Response, limit int) (page []kv.ListItem, more bool) {
+	var bound []byte
+	for i := range parts {
+		page = append(page, parts[i].Listed...)
+		if !parts[i].More || len(parts[i].Listed) == 0 {
+			continue
+		}
+		more = true
+		if last := parts[i].Listed[len(parts[i].Listed)-1].Key; bound == nil || bytes.Compare(last, bound) < 0 {
+			bound = last
+		}
+	}
+	slices.SortFunc(page, func(a, b kv.ListItem) int { return bytes.Compare(a.Key, b.Key) })
+	size := 0
+	for i := range page {
+		size += len(page[i].Key) + len(page[i].Value)
+		if i == limit || i > 0 && size > kv.ListBytesMax || bound != nil && bytes.Compare(page[i].Key, bound) > 0 {
+			return page[:i], true
+		}
+	}
+	return page, more
+}
+
+// listHere answers for one partition, which this node leads as far as it knows.
+func (n *Node) listHere(ctx context.Context, rt route) (kv.Response, error) {
+	g := rt.partition.Group()
+	if err := n.strong.ReadBarrier(ctx, g); err != nil {
+		return kv.Response{}, err
+	}
+	res := kv.Response{
+		Found: true, Settled: true, Level: kv.LevelStrong, Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node,
+		Replicas: n.strongReplicas(rt),
+	}
+	for range listExpiredMax {
+		var expired []consensus.Expiring
+		var err error
+		if res.Listed, res.More, expired, err = n.scan(g, rt.request.List); err != nil {
+			return kv.Response{}, err
+		}
+		if len(expired) == 0 {
+			return res, nil
+		}
+		// As for a single key: the log has to say that they are gone.
+		if err := n.strong.Expire(ctx, g, expired); err != nil {
+			return kv.Response{}, kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
+		}
+	}
+	return kv.Response{}, kv.Errorf(kv.CodeNoLeader, "values of partition %d expire faster than they can be listed", rt.partition)
+}
+
+// scan reads a partition's part of a page from one view of the storage.
+func (n *Node) scan(g kv.GroupID, q *kv.ListQuery) (items []kv.ListItem, more bool, expired []consensus.Expiring, err error) {
+	now, err := n.clock.Now()
+	if err != nil {
+		return nil, false, nil, err
+	}
+	from := q.Prefix
+	if bytes.Compare(q.After, from) >= 0 {
+		from = append(bytes.Clone(q.After), 0) // the next key in the order of bytes
+	}
+	size := 0
+	err = n.engine.State().ScanStrong(g, from, func(key []byte, s storage.Strong) (bool, error) {
+		switch {
+		case !bytes.HasPrefix(key, q.Prefix):
+			return false, nil
+		case s.Deleted:
+			return true, nil
+		case consensus.Expired(s, now):
+			expired = append(expired, consensus.Expiring{At: s.Expiry, Key: key})
+			return len(expired) < consensus.ExpireMax, nil
+		}
+		item := kv.ListItem{Key: key, Version: s.Revision, Timestamp: s.Stamp.Time.Time()}
+		if !q.KeysOnly {
+			item.Value = s.Value
+		}
+		size += len(item.Key) + len(item.Value)
+		if len(items) == q.Limit || len(items) > 0 && size > kv.ListBytesMax {
+			more = true
+			return false, nil
+		}
+		items = append(items, item)
+		return true, nil
+	})
+	return items, more, expired, err
+}
