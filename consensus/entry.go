@@ -99,7 +99,17 @@ func committed(g kv.GroupID, e *pb.Entry) (Committed, error) {
 // confFormat precedes a configuration in the applied row.
 const confFormat byte = 1
 
-func encodeConf(cs *pb.ConfState) []byte { return appendConf([]byte{confFormat}, cs) }
+// encodeConf returns the form of a configuration that replicas keep. Equal configurations have equal bytes, whether they
+// come from an entry or with a snapshot: Raft spells out in the latter that it does not leave by itself.
+func encodeConf(cs *pb.ConfState) []byte {
+	same := pb.ConfState{
+		Voters: cs.Voters, Learners: cs.Learners, VotersOutgoing: cs.VotersOutgoing, LearnersNext: cs.LearnersNext,
+	}
+	if cs.GetAutoLeave() {
+		same.AutoLeave = cs.AutoLeave
+	}
+	return appendConf([]byte{confFormat}, &same)
+}
 
 func decodeConfRow(b []byte) (*pb.ConfState, error) {
 	r := reader{b: b}

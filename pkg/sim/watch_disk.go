@@ -1,7 +1,7 @@
 package sim
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -164,23 +164,14 @@ func (w *watcher) nodeStates(node kv.NodeID, e *storage.Engine) error {
 		return err
 	}
 	for _, g := range groups {
-		if g == kv.MetaGroup {
-			continue
-		}
-		before, found, err := e.Log().Applied(g)
-		if err != nil || !found {
+		applied, sum, err := stateSum(e, g)
+		switch {
+		case errors.Is(err, storage.ErrSnapshotLost) || errors.Is(err, storage.ErrNotFound):
+			// The group's rows are just being replaced.
+		case err != nil:
 			return err
-		}
-		sum, err := stateSum(e.State(), g)
-		if err != nil {
-			return err
-		}
-		after, _, err := e.Log().Applied(g)
-		if err != nil {
-			return err
-		}
-		if before.Index == after.Index {
-			w.state(node, stateID{g, before.Index}, sum)
+		default:
+			w.state(node, stateID{g, applied}, sum)
 		}
 	}
 	return nil
@@ -200,25 +191,24 @@ func (w *watcher) state(node kv.NodeID, at stateID, sum uint64) {
 	}
 }
 
-// stateSum is a hash of all of a group's rows.
-func stateSum(state storage.State, g kv.GroupID) (uint64, error) {
+// stateSum is a hash of all that a group's machine has made of its log: what a snapshot holds, keys, remembered operations
+// and expiries alike.
+func stateSum(e *storage.Engine, g kv.GroupID) (applied, sum uint64, err error) {
+	const bytesMax = 1 << 20
+	snapshot, err := e.SnapshotGroup(g)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer snapshot.Close()
 	h := xxhash.New()
-	var b []byte
-	err := state.ScanStrong(g, nil, func(key []byte, s storage.Strong) (bool, error) {
-		b = binary.AppendUvarint(b[:0], uint64(len(key)))
-		b = append(b, key...)
-		if b = append(b, 0); s.Deleted {
-			b[len(b)-1] = 1
+	var rows, next []byte
+	for {
+		if rows, next, err = snapshot.AppendRows(rows[:0], next, bytesMax); err != nil {
+			return 0, 0, err
 		}
-		b = binary.AppendUvarint(b, s.Revision)
-		b = causal.AppendHLC(b, s.Expiry)
-		b = causal.AppendStamp(b, s.Stamp)
-		for _, d := range s.Covered {
-			b = causal.AppendDot(b, d)
+		_, _ = h.Write(rows) // a hash takes everything
+		if next == nil {
+			return snapshot.Applied().Index, h.Sum64(), nil
 		}
-		b = append(binary.AppendUvarint(b, uint64(len(s.Value))), s.Value...)
-		_, err := h.Write(b)
-		return true, err
-	})
-	return h.Sum64(), err
+	}
 }
