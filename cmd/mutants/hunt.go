@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -59,20 +60,43 @@ func (r result) line(name mutant.Name, took time.Duration) string {
 	return fmt.Sprintf("SURVIVED  %-24s %s (%s)", name, r.symptom, took.Round(time.Second))
 }
 
-// hunt builds the simulation with the bug and runs it on one seed after another.
-func hunt(ctx context.Context, dir string, name mutant.Name, seeds int) result {
+// build builds the simulation, with the bug that the build tag plants; "" plants none.
+func build(ctx context.Context, binary, tag string) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", tag, "-o", binary, "./pkg/sim")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("it does not build: %w: %s", err, out)
+	}
+	return nil
+}
+
+// hunt builds the simulation with the bug and runs it on one seed after another. clean is the simulation without any.
+func hunt(ctx context.Context, dir, clean string, name mutant.Name, seeds int) result {
 	binary := filepath.Join(dir, string(name)+".test")
 	defer os.Remove(binary)
-	build := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "mutant_"+string(name), "-o", binary, "./pkg/sim")
-	if out, err := build.CombinedOutput(); err != nil {
-		return result{symptom: fmt.Sprintf("it does not build: %v: %s", err, out)}
+	if err := build(ctx, binary, "mutant_"+string(name)); err != nil {
+		return result{symptom: err.Error()}
 	}
+	return chase(ctx, binary, clean, hunters[name], seeds)
+}
+
+// chase runs the tests until one fails with the bug and passes without it: a test that fails either way has caught nothing.
+func chase(ctx context.Context, binary, clean string, tests []string, seeds int) result {
 	for seed := 1; seed <= seeds; seed++ {
-		for _, test := range hunters[name] {
+		for _, test := range tests {
 			caught, symptom := try(ctx, binary, test, seed)
-			if caught || symptom != "" {
-				return result{caught: caught, seed: seed, test: test, symptom: symptom}
+			if !caught && symptom == "" {
+				continue
 			}
+			got := result{caught: caught, seed: seed, test: test, symptom: symptom}
+			if !caught {
+				return got
+			}
+			fails, why := try(ctx, clean, test, seed)
+			if fails || why != "" {
+				got.caught = false
+				got.symptom = fmt.Sprintf("%s on seed %d fails without the bug too: %s", test, seed, why)
+			}
+			return got
 		}
 	}
 	return result{symptom: fmt.Sprintf("%d seeds", seeds)}
@@ -92,6 +116,9 @@ func try(ctx context.Context, binary, test string, seed int) (caught bool, sympt
 		return false, test + " is no test of the simulation"
 	case err == nil:
 		return false, ""
+	}
+	if _, ran := errors.AsType[*exec.ExitError](err); !ran {
+		return false, fmt.Sprintf("%s cannot be run: %v", test, err)
 	}
 	return true, firstSymptom(out)
 }

@@ -1,5 +1,6 @@
 // Command mutants builds each planted bug (package mutant) into the simulation and runs seeds until the simulation catches
-// it. A bug that survives all seeds is a hole in the checkers. It is what `make mutants` runs, from the root of the module.
+// it. A bug that survives all seeds is a hole in the checkers. A failure counts only if the same test passes on the same
+// seed without the bug. It is what `make mutants` runs, from the root of the module.
 package main
 
 import (
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -57,6 +59,10 @@ func run(ctx context.Context, seeds, workers int, names []string) (failed int, e
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
+	clean := filepath.Join(dir, "clean.test")
+	if err := build(ctx, clean, ""); err != nil {
+		return 0, err
+	}
 
 	queue := make(chan mutant.Name)
 	var out sync.Mutex // guards failed and the terminal
@@ -65,7 +71,7 @@ func run(ctx context.Context, seeds, workers int, names []string) (failed int, e
 		group.Go(func() {
 			for name := range queue {
 				start := time.Now()
-				got := hunt(ctx, dir, name, seeds)
+				got := hunt(ctx, dir, clean, name, seeds)
 				out.Lock()
 				if !got.caught {
 					failed++
