@@ -66,6 +66,9 @@ type instance struct {
 	// life is the running node, nil while it is down. Written by the driving goroutine, read by clients.
 	life atomic.Pointer[life]
 	skew atomic.Int64 // nanoseconds
+	// misread counts readings of the wall clock that were wrong.
+	misread atomic.Uint64
+	pace    diskPace
 }
 
 // life is one run of a node, from start to crash or stop.
@@ -80,7 +83,6 @@ type life struct {
 	done chan error
 	// faults stands between the node and its disk.
 	faults *storage.FaultFS
-	late   *lateFS
 }
 
 // fence makes the life's replies stop counting. It reports whether they counted until now.
@@ -130,6 +132,15 @@ func (c *Cluster) Node(i int) *node.Node {
 // SetSkew sets how far node i's wall clock is off, from now on.
 func (c *Cluster) SetSkew(i int, skew time.Duration) { c.nodes[i].skew.Store(int64(skew)) }
 
+// wallNow is what the node's wall clock shows.
+func (in *instance) wallNow() time.Time {
+	skew := in.skew.Load()
+	if skew != 0 {
+		in.misread.Add(1)
+	}
+	return time.Now().Add(time.Duration(skew))
+}
+
 func gossipAddr(i int) string { return fmt.Sprintf("10.0.0.%d:7946", i+1) }
 
 // Start starts node i on the disk that its last life left.
@@ -154,12 +165,12 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	late := newLateFS(in.disk)
+	late := newLateFS(in.disk, &in.pace)
 	faults := storage.NewFaultFS(late)
 	n, err := node.New(cfg, node.Deps{
 		Logger: c.opts.Logger.With("node", in.name), Registerer: prometheus.NewRegistry(),
 		Rand: rand.New(rand.NewPCG(c.rand.Uint64(), c.rand.Uint64())), FS: faults,
-		WallNow:         func() time.Time { return time.Now().Add(time.Duration(in.skew.Load())) },
+		WallNow:         in.wallNow,
 		Wire:            func(node.Resolver) (transport.Wire, error) { return c.net.Wire(in.id), nil },
 		GossipTransport: gossip,
 	})
@@ -167,7 +178,7 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 		return errors.Join(err, gossip.Shutdown())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	l := &life{node: n, cancel: cancel, fenced: make(chan struct{}), done: make(chan error, 1), faults: faults, late: late}
+	l := &life{node: n, cancel: cancel, fenced: make(chan struct{}), done: make(chan error, 1), faults: faults}
 	c.net.Attach(in.id, n.Deliver)
 	in.life.Store(l)
 	go func() { l.done <- n.Run(ctx) }()
@@ -335,11 +346,9 @@ func (c *Cluster) Close() error {
 	return errors.Join(errs...)
 }
 
-// SetSyncDelay makes the log of node i take so long to become durable, until its life ends or it is set anew.
+// SetSyncDelay makes the log of node i take so long to become durable, in this life and later ones, until it is set anew.
 func (c *Cluster) SetSyncDelay(i int, d time.Duration) {
-	if l := c.nodes[i].life.Load(); l != nil {
-		l.late.delay.Store(int64(d))
-	}
+	c.nodes[i].pace.extra.Store(int64(d - syncDelay))
 }
 
 // SetDisk makes the disk of node i misbehave until its life ends or the fault is taken back; a node that is down is left

@@ -22,7 +22,7 @@ const syncDelay = 300 * time.Microsecond
 // then, which are synced at once; a log that is closed is synced at once too.
 type lateFS struct {
 	vfs.FS
-	delay atomic.Int64 // nanoseconds
+	pace *diskPace
 
 	mu  sync.Mutex // guards due
 	due time.Time  // when the last sync that was asked for will have taken effect
@@ -30,10 +30,13 @@ type lateFS struct {
 
 var _ storage.Settler = (*lateFS)(nil)
 
-func newLateFS(fs vfs.FS) *lateFS {
-	l := &lateFS{FS: fs}
-	l.delay.Store(int64(syncDelay))
-	return l
+func newLateFS(fs vfs.FS, pace *diskPace) *lateFS { return &lateFS{FS: fs, pace: pace} }
+
+// diskPace is how slow a disk is, whoever uses it: it outlasts the lives of its node.
+type diskPace struct {
+	extra atomic.Int64 // nanoseconds that a sync takes beyond syncDelay
+	// slowed counts the syncs that took longer than those of a healthy disk.
+	slowed atomic.Uint64
 }
 
 // Create implements vfs.FS.
@@ -69,10 +72,13 @@ func (l *lateFS) Settle() {
 
 // later runs sync after the delay.
 func (l *lateFS) later(sync func()) {
-	delay := time.Duration(l.delay.Load())
+	extra := time.Duration(l.pace.extra.Load())
+	if extra > 0 {
+		l.pace.slowed.Add(1)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	due := time.Now().Add(delay)
+	due := time.Now().Add(syncDelay + extra)
 	if due.Before(l.due) {
 		due = l.due // a sync covers what came before it
 	}

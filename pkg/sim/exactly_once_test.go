@@ -117,7 +117,7 @@ func TestRepeatedIncrementsAreCountedExactlyOnceUnderFaults(t *testing.T) {
 	for _, seed := range (verified{lane: 0}).seeds() {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			drawn := seed<<8 | 99
-			plan, err := Scenario{Nodes: 3, Length: length, Faults: Faults()}.Draw(rand.New(rand.NewPCG(drawn, 13)))
+			plan, err := Scenario{Nodes: 3, Length: length, Faults: Faults(), FarSkews: true}.Draw(rand.New(rand.NewPCG(drawn, 13)))
 			require.NoError(t, err)
 			inBubble(t, seed, 3, func(t *testing.T, ctx context.Context, c *Cluster) {
 				workers := make([]*incrementer, keys*perKey)

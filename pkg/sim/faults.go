@@ -33,7 +33,7 @@ const (
 	FaultNoise Fault = "noise"
 	// FaultSlow makes the direction from the first node to the second slow.
 	FaultSlow Fault = "slow"
-	// FaultSkew sets one node's wall clock off by up to ten minutes either way.
+	// FaultSkew sets one node's wall clock off by up to ten minutes either way, or by hours where the scenario says so.
 	FaultSkew Fault = "skew"
 	// FaultPause holds back what one node sends and is sent, and what it answers its clients; then everything comes at
 	// once, stale. It is no real stop: the node's own timers run on, so that it may know sooner than a stopped one that
@@ -96,6 +96,65 @@ func (s *Step) cuts(nodes int, out map[pair]bool) {
 			}
 		}
 	}
+}
+
+// Conditions say how one direction between two nodes behaves.
+type Conditions struct {
+	// Loss and Duplicate are the probabilities that a batch vanishes, or comes twice.
+	Loss, Duplicate float64
+	// DelayMin and DelayMax bound how long a batch is under way.
+	DelayMin, DelayMax time.Duration
+	// Reorder lets batches of one link overtake each other. Without it a slow one holds up those behind it, as TCP does.
+	// The second copy of a duplicated batch comes at any time.
+	Reorder bool
+}
+
+// Calm are the conditions of a local network. There is some delay, because with none at all simulated time would stand
+// still for as long as messages beget messages.
+func Calm() Conditions {
+	return Conditions{DelayMin: 100 * time.Microsecond, DelayMax: time.Millisecond}
+}
+
+// tally counts the batches of one direction that a cut swallowed, and those that met conditions of their own.
+type tally struct{ cutOff, special uint64 }
+
+// meets counts what a batch of the direction meets. It reports whether that is a cut. The caller holds n.mu.
+func (n *Network) meets(d direction) (cut bool) {
+	count := n.tallies[d]
+	if _, special := n.special[d]; special {
+		count.special++
+	}
+	if _, cut = n.cuts[d]; cut {
+		count.cutOff++
+		n.stats.CutOff++
+	}
+	n.tallies[d] = count
+	return cut
+}
+
+// effect counts what faults of the step's kind have done so far to whom the step is about, but for those that stop nodes.
+func (n *nemesis) effect(s *Step) (count uint64) {
+	c := n.c
+	c.net.mu.Lock()
+	defer c.net.mu.Unlock()
+	switch s.Fault {
+	case FaultPause:
+		return c.net.held[c.nodes[s.Nodes[0]].id]
+	case FaultSkew:
+		return c.nodes[s.Nodes[0]].misread.Load()
+	case FaultSlowDisk:
+		return c.nodes[s.Nodes[0]].pace.slowed.Load()
+	case FaultNoise:
+		return c.net.stats.Lost + c.net.stats.Duplicated + c.net.stats.Overtaken
+	case FaultSlow:
+		return c.net.tallies[direction{c.nodes[s.Nodes[0]].id, c.nodes[s.Nodes[1]].id}].special
+	}
+	cut := map[pair]bool{}
+	s.cuts(len(c.nodes), cut)
+	for p := range cut {
+		count += c.net.tallies[direction{c.nodes[p.from].id, c.nodes[p.to].id}].cutOff
+	}
+	return count
 }
 
 // conditions returns what the network is like while the steps are in force: everywhere, and in single directions.

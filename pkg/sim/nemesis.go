@@ -62,13 +62,15 @@ type nemesis struct {
 	active []*Step
 	wiped  []int
 	fired  map[Fault]int
+	// before is the effect that was counted when each step began.
+	before map[*Step]uint64
 }
 
 // Nemesis carries out the plan, until ctx is done at the latest. Then it mends everything: all links are whole, all clocks
 // are right, and all nodes run but for those whose disk was wiped. note is told of each fault as it begins. It returns how
-// often each fault took effect. It drives the cluster, so nobody else may meanwhile.
+// often each fault took effect: a node that is down can be neither paused nor cut off. It drives the cluster, so nobody else may meanwhile.
 func (c *Cluster) Nemesis(ctx context.Context, plan Plan, note func(string)) (map[Fault]int, error) {
-	n := &nemesis{c: c, plan: plan, note: note, fired: map[Fault]int{}}
+	n := &nemesis{c: c, plan: plan, note: note, fired: map[Fault]int{}, before: map[*Step]uint64{}}
 	start, lasting := time.Now(), context.WithoutCancel(ctx)
 	for _, h := range plan.happenings() {
 		select {
@@ -140,7 +142,8 @@ func (n *nemesis) setNetwork() {
 // begin starts what the step does to nodes. What it does to the networks is setNetwork's.
 func (n *nemesis) begin(ctx context.Context, s *Step) error {
 	c := n.c
-	if s.Fault != FaultDisk {
+	n.before[s] = n.effect(s)
+	if s.Fault.stops() && s.Fault != FaultDisk && (len(s.Nodes) == 0 || c.nodes[s.Nodes[0]].life.Load() != nil) {
 		n.fired[s.Fault]++
 	}
 	switch s.Fault {
@@ -189,6 +192,9 @@ func (n *nemesis) power(ctx context.Context, s *Step, by int, which []int) error
 // end takes back what the step did to nodes.
 func (n *nemesis) end(ctx context.Context, s *Step) error {
 	c := n.c
+	if !s.Fault.stops() && n.effect(s) > n.before[s] {
+		n.fired[s.Fault]++
+	}
 	switch s.Fault {
 	case FaultSkew:
 		c.SetSkew(s.Nodes[0], 0)

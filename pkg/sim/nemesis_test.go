@@ -271,6 +271,47 @@ func TestNemesisMendsEverythingWhenItIsStopped(t *testing.T) {
 	})
 }
 
+// A run that counts faults which met nobody would pass for a stormy one.
+func TestFaultsOfANodeThatIsDownAreNotCounted(t *testing.T) {
+	inBubble(t, 1, 3, func(t *testing.T, ctx context.Context, c *Cluster) {
+		at := func(f Fault) Step {
+			return Step{At: time.Second, For: 500 * time.Millisecond, Fault: f, Nodes: []int{0}, Skew: time.Minute, Delay: time.Second}
+		}
+		slow, oneWay := at(FaultSlow), at(FaultOneWay)
+		slow.Nodes, oneWay.Nodes = []int{0, 1}, []int{0, 1}
+		fired, err := c.Nemesis(ctx, Plan{Steps: []Step{
+			{At: 0, For: 2 * time.Second, Fault: FaultKill, Nodes: []int{0}},
+			at(FaultCut), at(FaultPause), at(FaultSkew), at(FaultSlowDisk), slow, oneWay,
+		}}, func(string) {})
+		require.NoError(t, err)
+		require.Equal(t, map[Fault]int{FaultKill: 1}, fired)
+		waitReady(t, ctx, c, Convergence)
+	})
+}
+
+func TestSlowDiskIsSlowForTheNextLifeToo(t *testing.T) {
+	const delay = 250 * time.Millisecond
+	inBubble(t, 1, 3, func(t *testing.T, ctx context.Context, c *Cluster) {
+		var took time.Duration
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			time.Sleep(5 * time.Second)
+			start := time.Now()
+			_, err := put(ctx, c, 1, kv.LevelEventual, "slowly", "1")
+			require.NoError(t, err)
+			took = time.Since(start)
+		})
+		fired, err := c.Nemesis(ctx, Plan{Steps: []Step{
+			{At: 100 * time.Millisecond, For: 10 * time.Second, Fault: FaultSlowDisk, Nodes: []int{1}, Delay: delay},
+			{At: 200 * time.Millisecond, For: 500 * time.Millisecond, Fault: FaultKill, Nodes: []int{1}},
+		}}, func(string) {})
+		require.NoError(t, err)
+		wg.Wait()
+		require.GreaterOrEqual(t, took, delay)
+		require.Equal(t, map[Fault]int{FaultSlowDisk: 1, FaultKill: 1}, fired)
+	})
+}
+
 func TestReplicasThatDifferAreNotConverged(t *testing.T) {
 	inBubble(t, 1, 3, func(t *testing.T, ctx context.Context, c *Cluster) {
 		for _, level := range bothLanes {

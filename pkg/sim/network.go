@@ -27,23 +27,6 @@ var (
 	errTimeout = errors.New("sim: the link timed out")
 )
 
-// Conditions say how one direction between two nodes behaves.
-type Conditions struct {
-	// Loss and Duplicate are the probabilities that a batch vanishes, or comes twice.
-	Loss, Duplicate float64
-	// DelayMin and DelayMax bound how long a batch is under way.
-	DelayMin, DelayMax time.Duration
-	// Reorder lets batches of one link overtake each other. Without it a slow one holds up those behind it, as TCP does.
-	// The second copy of a duplicated batch comes at any time.
-	Reorder bool
-}
-
-// Calm are the conditions of a local network. There is some delay, because with none at all simulated time would stand
-// still for as long as messages beget messages.
-func Calm() Conditions {
-	return Conditions{DelayMin: 100 * time.Microsecond, DelayMax: time.Millisecond}
-}
-
 // Stats counts what the network did. A test of a fault asserts that the fault took place.
 type Stats struct {
 	Delivered, Lost, Duplicated, CutOff, Overtaken, Overflowed, Held uint64
@@ -62,10 +45,13 @@ type Network struct {
 	endpoints  map[kv.NodeID]*endpoint
 	severed    map[kv.NodeID][]*endpoint // whose goroutines have not been waited for
 	// lives counts the lives of each node that are over. A wire belongs to the life that it was made in.
-	lives  map[kv.NodeID]uint64
-	links  map[*link]struct{}
-	stats  Stats
-	closed bool
+	lives map[kv.NodeID]uint64
+	links map[*link]struct{}
+	stats Stats
+	// tallies and held say to whom it happened.
+	tallies map[direction]tally
+	held    map[kv.NodeID]uint64
+	closed  bool
 
 	// watch, if set, is called with each batch that was sent, also when the network loses it. It is set before the first.
 	watch func(from, to kv.NodeID, batch []byte)
@@ -79,6 +65,7 @@ func NewNetwork(seed uint64) *Network {
 		rand: rand.New(rand.NewPCG(seed, 0x4e7)), everywhere: Calm(),
 		special: map[direction]Conditions{}, cuts: map[direction]time.Time{}, holds: map[kv.NodeID]time.Time{},
 		endpoints: map[kv.NodeID]*endpoint{}, severed: map[kv.NodeID][]*endpoint{}, lives: map[kv.NodeID]uint64{}, links: map[*link]struct{}{},
+		tallies: map[direction]tally{}, held: map[kv.NodeID]uint64{},
 	}
 }
 
@@ -346,8 +333,7 @@ func (l *link) carry(batch []byte) error {
 		return l.err
 	}
 	c := n.conditions(l.wire.self, l.to)
-	if _, cut := n.cuts[direction{l.wire.self, l.to}]; cut {
-		n.stats.CutOff++
+	if n.meets(direction{l.wire.self, l.to}) {
 		return nil
 	}
 	if n.hits(c.Loss) {
@@ -358,6 +344,7 @@ func (l *link) carry(batch []byte) error {
 	for _, node := range [2]kv.NodeID{l.wire.self, l.to} {
 		if until := n.holds[node]; until.After(due) {
 			n.stats.Held++
+			n.held[node]++
 			due = until
 		}
 	}

@@ -13,8 +13,10 @@ const (
 	faultMin, faultMax = 500 * time.Millisecond, 4 * time.Second
 	calmMin, calmMax   = 500 * time.Millisecond, 3 * time.Second
 	skewMax            = 10 * time.Minute
-	flapMin, flapMax   = 100 * time.Millisecond, 800 * time.Millisecond
-	slowMin, slowMax   = 50 * time.Millisecond, 400 * time.Millisecond
+	// farSkew is by how much a far skew exceeds the one that was drawn: it comes to three hours at the most.
+	farSkew          = 18
+	flapMin, flapMax = 100 * time.Millisecond, 800 * time.Millisecond
+	slowMin, slowMax = 50 * time.Millisecond, 400 * time.Millisecond
 	// A disk much slower than that makes the other replicas take its leaders away, which a cut does too.
 	slowDiskMin, slowDiskMax = 5 * time.Millisecond, 300 * time.Millisecond
 	noiseDelayMax            = 400 * time.Millisecond
@@ -38,6 +40,9 @@ type Scenario struct {
 	// by a clock that is ahead is refused by the other replicas until their clocks have come there, so that a run with
 	// such writes cannot converge before: see Plan.Caught.
 	AheadMax time.Duration
+	// FarSkews sets every other clock that is set wrong farther off, by up to three hours. Where nothing is written
+	// eventually, no clock has anything to wait for.
+	FarSkews bool
 	// WipesMax bounds the nodes that lose their disk for good. With more than one, acknowledged writes may be lost by
 	// right.
 	WipesMax int
@@ -221,6 +226,10 @@ func (d *drawing) fill(s *Step) {
 		// Ahead and behind with equal chances, however far.
 		if s.Skew = between(d.r, -skewMax, 0); d.r.IntN(2) == 0 {
 			s.Skew = between(d.r, ahead/10, ahead)
+		}
+		// Which ones, the number that was drawn says: another draw would give every later step of the plan another meaning.
+		if d.FarSkews && s.Skew%2 == 0 {
+			s.Skew *= farSkew
 		}
 	}
 }

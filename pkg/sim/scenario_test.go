@@ -119,6 +119,34 @@ func TestClocksAreSetNoFurtherAheadThanPermitted(t *testing.T) {
 	require.Less(t, behind, -9*time.Minute)
 }
 
+// Half of the clocks that are set wrong are then set far wrong, and nothing else of the plan changes.
+func TestFarSkewsAreHours(t *testing.T) {
+	far, near := 0, 0
+	var ahead, behind time.Duration
+	for seed := range uint64(100) {
+		scenario := Scenario{Nodes: 3, Length: time.Minute, Faults: Faults()}
+		plain := draw(t, scenario, seed)
+		scenario.FarSkews = true
+		for i, s := range draw(t, scenario, seed).Steps {
+			ahead, behind = max(ahead, s.Skew), min(behind, s.Skew)
+			if s.Fault == FaultSkew {
+				if s.Skew != plain.Steps[i].Skew {
+					far++
+				} else {
+					near++
+				}
+				s.Skew = plain.Steps[i].Skew
+			}
+			require.Equal(t, plain.Steps[i], s)
+		}
+	}
+	require.InDelta(t, 1, float64(far)/float64(near), 0.5)
+	for _, most := range []time.Duration{ahead, -behind} {
+		require.Greater(t, most, 2*time.Hour)
+		require.LessOrEqual(t, most, 3*time.Hour)
+	}
+}
+
 // sees returns whom each node hears from and reaches, itself included.
 func sees(nodes int, s Step) [][]int {
 	cut := map[pair]bool{}

@@ -58,14 +58,21 @@ func (v verified) seeds() []uint64 {
 	return out
 }
 
-// aheadMax bounds how far ahead clocks are set: runs with eventual writes have to wait for the others to come there.
-func (v verified) aheadMax() time.Duration {
+// strongOnly reports whether the workload writes nothing eventually.
+func (v verified) strongOnly() bool {
 	switch v.workload {
 	case verify.WorkloadRegister, verify.WorkloadCAS, verify.WorkloadAppend:
-		return skewMax
-	default:
-		return 20 * time.Second
+		return true
 	}
+	return false
+}
+
+// aheadMax bounds how far ahead clocks are set: runs with eventual writes have to wait for the others to come there.
+func (v verified) aheadMax() time.Duration {
+	if v.strongOnly() {
+		return skewMax
+	}
+	return 20 * time.Second
 }
 
 // outcome is what a run leaves behind for the checks.
@@ -84,6 +91,7 @@ func (v verified) run(t *testing.T) {
 			drawn := seed<<8 | v.lane
 			plan, err := Scenario{
 				Nodes: v.nodes, Length: faultyFor(t), Faults: v.faults, WipesMax: v.wipes, AheadMax: v.aheadMax(),
+				FarSkews: v.strongOnly(),
 			}.Draw(rand.New(rand.NewPCG(drawn, 13)))
 			require.NoError(t, err)
 			defer func() {
@@ -145,7 +153,7 @@ func (v verified) make(t *testing.T, ctx context.Context, c *Cluster, plan Plan,
 	require.NoError(t, err)
 	require.NotEmpty(t, fired, "a quiet run proves nothing")
 	h.Note("everything is mended")
-	if v.aheadMax() < skewMax {
+	if !v.strongOnly() {
 		time.Sleep(time.Until(start.Add(plan.Caught())))
 	}
 	mended, stop := context.WithTimeout(ctx, Convergence)
