@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"net/http"
+	"strconv"
 
 	"github.com/caprockdb/caprock/pkg/kv"
 )
@@ -23,7 +24,24 @@ func (x *exchange) document(name string) {
 		x.fail(classify(kv.OpGet, err))
 		return
 	}
+	if doc == nil {
+		x.notFound()
+		return
+	}
 	x.sendJSON(doc)
+}
+
+// partition serves /admin/partitions/{id}.
+func (x *exchange) partition(id string) {
+	if !allows("GET, HEAD", x.r.Method) {
+		x.methodNotAllowed("GET, HEAD")
+		return
+	}
+	if _, err := strconv.ParseUint(id, 10, 16); err != nil || !isDigits(id) {
+		x.notFound()
+		return
+	}
+	x.document(DocPartition + "/" + id)
 }
 
 // sendJSON answers 200 with what encoding/json makes of the document. Administration can afford reflection.

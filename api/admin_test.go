@@ -14,6 +14,26 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
+func TestOnePartitionIsADocument(t *testing.T) {
+	node := newFakeNode()
+	node.document = func(name string) (any, error) {
+		if name == DocPartition+"/3" {
+			return map[string]int{"partition": 3}, nil
+		}
+		return nil, nil
+	}
+	h := newTestHandler(t, node)
+	w := call(t, h, "GET", "/admin/partitions/3", "")
+	require.Equal(t, 200, w.Code)
+	require.JSONEq(t, `{"partition":3}`, w.Body.String())
+	for _, target := range []string{"/admin/partitions/4", "/admin/partitions/-1", "/admin/partitions/x", "/admin/partitions/", "/admin/partitions/99999"} {
+		w = call(t, h, "GET", target, "")
+		require.Equal(t, 404, w.Code, target)
+		require.Equal(t, "ROUTE_NOT_FOUND", problemOf(t, w)["code"], target)
+	}
+	require.Equal(t, 405, call(t, h, "PUT", "/admin/partitions/3", "").Code)
+}
+
 func TestHealthSaysWhatCanBeServedAndWhyNot(t *testing.T) {
 	node := newFakeNode()
 	h := newTestHandler(t, node)

@@ -26,7 +26,8 @@ type Backend interface {
 	// Ready returns nil when requests of the level can be served now, else an error that says why not.
 	// kv.LevelUnset asks about every level at once.
 	Ready(level kv.Level) error
-	// Document returns a value that encoding/json can marshal. The names are DocStatus and its siblings.
+	// Document returns a value that encoding/json can marshal. The names are DocStatus and its siblings; DocPartition is
+	// followed by a slash and a partition's number, and its document is nil when there is no such partition.
 	Document(ctx context.Context, name string) (any, error)
 	// Policies returns the store of per-prefix policies.
 	Policies() PolicyStore
@@ -40,6 +41,7 @@ const (
 	DocRing       = "ring"
 	DocNodes      = "nodes"
 	DocPartitions = "partitions"
+	DocPartition  = "partition"
 	DocStats      = "stats"
 )
 

@@ -22,6 +22,7 @@ const (
 	pathData     = "/kv/"
 	pathPolicies = "/admin/policies/"
 	pathOps      = "/ops/"
+	pathParts    = "/admin/partitions/"
 
 	// requestIDBytesMax bounds a request id that a client chose; a longer one is replaced.
 	requestIDBytesMax = 128
@@ -148,6 +149,11 @@ func (x *exchange) dispatch() {
 	if rest, ok := strings.CutPrefix(path, pathPolicies); ok && rest != "" {
 		x.route = "/admin/policies/{prefix}"
 		x.policy(rest, encoded)
+		return
+	}
+	if rest, ok := strings.CutPrefix(path, pathParts); ok {
+		x.route = "/admin/partitions/{id}"
+		x.partition(rest)
 		return
 	}
 	if rest, ok := strings.CutPrefix(path, pathOps); ok {

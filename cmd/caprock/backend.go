@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/caprockdb/caprock/api"
 	"github.com/caprockdb/caprock/pkg/kv"
@@ -30,6 +32,16 @@ func (b backend) Document(_ context.Context, name string) (any, error) {
 		return map[string]any{"partitions": b.Partitions()}, nil
 	case api.DocStats:
 		return b.Stats(), nil
+	}
+	if number, ok := strings.CutPrefix(name, api.DocPartition+"/"); ok {
+		p, err := strconv.ParseUint(number, 10, 16)
+		if err != nil {
+			return nil, kv.Errorf(kv.CodeBadRequest, "%q is no number of a partition", number)
+		}
+		if doc, ok := b.Partition(kv.PartitionID(p)); ok {
+			return doc, nil
+		}
+		return nil, nil // there is none, which is no failure
 	}
 	return nil, fmt.Errorf("no document is called %q", name)
 }

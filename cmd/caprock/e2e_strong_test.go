@@ -37,6 +37,7 @@ func TestStrongLaneThroughEveryFront(t *testing.T) {
 	c := startCluster(t)
 	t.Run("a repeated write is applied once, whoever is asked", func(t *testing.T) { testRepeated(t, c) })
 	t.Run("values that expire", func(t *testing.T) { testExpiry(t, c) })
+	t.Run("what groups say of themselves", func(t *testing.T) { testStats(t, c) })
 	t.Run("listings", func(t *testing.T) { testListings(t, c) })
 	t.Run("batches", func(t *testing.T) { testBatches(t, c) })
 }
@@ -91,6 +92,24 @@ func testExpiry(t *testing.T, c *e2eCluster) {
 	time.Sleep(100 * time.Millisecond)
 	_, _, code = command(t, "", "get", "tool-ttl", "--endpoints="+n2.grpc)
 	require.Equal(t, 3, code)
+}
+
+func testStats(t *testing.T, c *e2eCluster) {
+	leads := 0.0
+	for _, n := range c.nodes {
+		a := n.send(t, 200, "GET", "/api/stats", "")
+		leads += a["leads"].(float64)
+		require.Positive(t, a["commit_index"])
+		require.Positive(t, a["log_bytes"])
+		p := n.send(t, 200, "GET", "/admin/partitions/3", "")
+		require.Equal(t, true, p["local"])
+		require.NotEmpty(t, p["leader"])
+		require.Contains(t, []any{"leader", "follower"}, p["state"])
+		require.Positive(t, p["term"])
+		require.Contains(t, p, "lag")
+		n.send(t, 404, "GET", "/admin/partitions/4711", "")
+	}
+	require.EqualValues(t, 8, leads, "each partition has one leader")
 }
 
 func testListings(t *testing.T, c *e2eCluster) {

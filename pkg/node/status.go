@@ -7,6 +7,7 @@ import (
 
 	"github.com/caprockdb/caprock/consensus"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/meta"
 )
 
 // StatusDocument is GET /admin/status.
@@ -75,7 +76,9 @@ type PartitionDocument struct {
 	Applied    uint64         `json:"applied_index,omitempty"`
 	FirstIndex uint64         `json:"first_index,omitempty"`
 	LastIndex  uint64         `json:"last_index,omitempty"`
-	LogBytes   uint64         `json:"log_bytes,omitempty"`
+	// Lag is the number of entries that this replica knows committed and has not applied.
+	Lag      uint64 `json:"lag"`
+	LogBytes uint64 `json:"log_bytes,omitempty"`
 	// Snapshots that followers took from the local replica, and that were installed in it, since the node started.
 	SnapshotsSent     uint64 `json:"snapshots_sent,omitempty"`
 	SnapshotsReceived uint64 `json:"snapshots_received,omitempty"`
@@ -83,12 +86,18 @@ type PartitionDocument struct {
 
 // StatsDocument is GET /api/stats: the sums, and each group.
 type StatsDocument struct {
-	State   string              `json:"state"` // of this node: "leader" when it leads any partition
-	Leader  string              `json:"leader"`
-	Term    uint64              `json:"term"`
-	Commit  uint64              `json:"commit_index"`
-	Applied uint64              `json:"applied_index"`
-	Groups  []PartitionDocument `json:"groups"`
+	State   string `json:"state"` // of this node: "leader" when it leads any partition
+	Leader  string `json:"leader"`
+	Term    uint64 `json:"term"`
+	Commit  uint64 `json:"commit_index"`
+	Applied uint64 `json:"applied_index"`
+	Lag     uint64 `json:"lag"`
+	Leads   int    `json:"leads"` // the number of groups that this node leads
+	// LogBytes is the size of the logs of all groups, SnapshotsSent and SnapshotsReceived the number of snapshots.
+	LogBytes          uint64              `json:"log_bytes"`
+	SnapshotsSent     uint64              `json:"snapshots_sent"`
+	SnapshotsReceived uint64              `json:"snapshots_received"`
+	Groups            []PartitionDocument `json:"groups"`
 }
 
 // Status describes the node and the cluster as this node sees it.
@@ -149,19 +158,32 @@ func (n *Node) Partitions() []PartitionDocument {
 	st := n.machine.State()
 	out := make([]PartitionDocument, 0, len(st.Map.Partitions))
 	for p := range st.Map.Partitions {
-		id := kv.PartitionID(p)
-		doc := PartitionDocument{Partition: id, Group: id.Group(), Replicas: n.names(st.Map.Owners(id))}
-		if gs, ok := n.strong.Status(id.Group()); ok {
-			n.fillGroup(&doc, gs)
-		}
-		out = append(out, doc)
+		out = append(out, n.partition(st, kv.PartitionID(p)))
 	}
 	return out
+}
+
+// Partition describes one partition; false when there is none of this number.
+func (n *Node) Partition(p kv.PartitionID) (PartitionDocument, bool) {
+	st := n.machine.State()
+	if int(p) >= len(st.Map.Partitions) {
+		return PartitionDocument{}, false
+	}
+	return n.partition(st, p), true
+}
+
+func (n *Node) partition(st *meta.State, p kv.PartitionID) PartitionDocument {
+	doc := PartitionDocument{Partition: p, Group: p.Group(), Replicas: n.names(st.Map.Owners(p))}
+	if gs, ok := n.strong.Status(p.Group()); ok {
+		n.fillGroup(&doc, gs)
+	}
+	return doc
 }
 
 func (n *Node) fillGroup(doc *PartitionDocument, gs consensus.GroupStatus) {
 	doc.Local, doc.State, doc.Leader = true, gs.State, n.leaderName(gs.Leader)
 	doc.Term, doc.Commit, doc.Applied = gs.Term, gs.Commit, gs.Applied
+	doc.Lag = gs.Commit - min(gs.Commit, gs.Applied)
 	doc.FirstIndex, doc.LastIndex, doc.LogBytes = gs.FirstIndex, gs.LastIndex, gs.LogBytes
 	doc.SnapshotsSent, doc.SnapshotsReceived = gs.SnapshotsSent, gs.SnapshotsReceived
 }
@@ -172,10 +194,15 @@ func (n *Node) Stats() StatsDocument {
 	for _, g := range doc.Groups {
 		if g.Leader == n.cfg.Name {
 			doc.State = "leader"
+			doc.Leads++
 		}
 		doc.Term = max(doc.Term, g.Term)
 		doc.Commit += g.Commit
 		doc.Applied += g.Applied
+		doc.Lag += g.Lag
+		doc.LogBytes += g.LogBytes
+		doc.SnapshotsSent += g.SnapshotsSent
+		doc.SnapshotsReceived += g.SnapshotsReceived
 	}
 	return doc
 }
