@@ -96,24 +96,24 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 		began := time.Now()
-		s.round(ctx, round)
-		took := time.Since(began)
-		s.seconds.Add(took.Seconds())
-		pause = max(s.cfg.Interval, time.Duration(s.cfg.IdleFactor)*took)
+		scanned := s.round(ctx, round)
+		s.seconds.Add(time.Since(began).Seconds())
+		pause = max(s.cfg.Interval, time.Duration(s.cfg.IdleFactor)*scanned)
 	}
 }
 
-// round compares each partition with one of its other live replicas.
-func (s *Service) round(ctx context.Context, round int) {
+// round compares each partition with one of its other live replicas. It returns how long this node's own scans took:
+// waiting for a peer costs nothing, and after a fault that made comparisons time out the next one must not be far away.
+func (s *Service) round(ctx context.Context, round int) (scanned time.Duration) {
 	for _, o := range s.deps.Owned() {
 		to, ok := s.choose(o, round)
 		if !ok {
 			continue
 		}
-		n, err := s.compareWith(ctx, o, to)
+		n, err := s.compareWith(ctx, o, to, &scanned)
 		switch {
 		case ctx.Err() != nil:
-			return
+			return scanned
 		case err != nil:
 			s.exchanges.WithLabelValues("failed").Inc()
 			s.deps.Logger.Debug("a comparison of replicas failed; a later round tries again",
@@ -125,6 +125,7 @@ func (s *Service) round(ctx context.Context, round int) {
 			s.deps.Logger.Info("replicas differed and were merged", "partition", o.Partition, "peer", to, "keys", n)
 		}
 	}
+	return scanned
 }
 
 // choose takes the owners in turn, skipping this node and the dead.
@@ -142,9 +143,12 @@ func (s *Service) choose(o Owned, round int) (kv.NodeID, bool) {
 	return others[(round+int(o.Partition))%len(others)], true
 }
 
-// compareWith makes one partition equal on this node and the peer. It returns the number of keys that differed.
-func (s *Service) compareWith(ctx context.Context, o Owned, to kv.NodeID) (int, error) {
+// compareWith makes one partition equal on this node and the peer. It returns the number of keys that differed, and adds
+// the time of this node's scans to scanned.
+func (s *Service) compareWith(ctx context.Context, o Owned, to kv.NodeID, scanned *time.Duration) (int, error) {
+	began := time.Now()
 	own, err := s.digest(ctx, o.Partition)
+	*scanned += time.Since(began)
 	if err != nil {
 		return 0, err
 	}
@@ -175,7 +179,9 @@ func (s *Service) compareWith(ctx context.Context, o Owned, to kv.NodeID) (int, 
 		if theirs.more {
 			upTo = theirs.keys[len(theirs.keys)-1].key
 		}
+		began := time.Now()
 		ours, err := s.keys(ctx, o.Partition, &differ, last, upTo, s.cfg.ChunkBytesMax)
+		*scanned += time.Since(began)
 		if err != nil {
 			return total, err
 		}
