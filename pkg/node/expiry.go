@@ -21,8 +21,8 @@ const (
 )
 
 // unexpired returns the state of a key that was read as s, after a read barrier and with an expiry, as the strong lane
-// answers it. A value that has expired is removed first, by an entry: only the log can say when a key ceases to exist, or a write that was proposed earlier and
-// still finds the value there would contradict the read.
+// answers it. A value that has expired is removed first, by an entry: only the log can say when a key ceases to exist, or
+// a write that was proposed earlier and still finds the value there would contradict the read.
 func (n *Node) unexpired(ctx context.Context, g kv.GroupID, key []byte, s storage.Strong) (storage.Strong, bool, error) {
 	found := true
 	for range expiredReadsMax {
@@ -85,7 +85,7 @@ func (n *Node) removeBatch(ctx context.Context, g kv.GroupID) (more bool) {
 	ctx, cancel := context.WithTimeout(ctx, expireTimeout)
 	defer cancel()
 	if err := n.strong.Expire(ctx, g, keys); err != nil {
-		n.log.Debug("expired values stay for now", "group", uint32(g), "error", err)
+		n.log.Debug("expired values stay until the next look", "group", uint32(g), "error", err)
 		return false
 	}
 	return len(keys) == consensus.ExpireMax

@@ -245,7 +245,7 @@ func (n *Node) mayLead(id kv.NodeID) bool {
 		return !n.unfit()
 	}
 	m, known := n.members.Lookup(n.NodeName(id))
-	return known && !m.Meta.Unfit
+	return !known || !m.Meta.Unfit // whom gossip has not met yet may be as good as any: Raft knows who answers
 }
 
 // Run runs the node until ctx is done, then stops it gracefully: it refuses new requests, finishes those in flight,
