@@ -30,6 +30,8 @@ func (c *cluster) startWriters(perGroup int, round int, pause time.Duration, gro
 	w := &writers{c: c, stop: cancel, pause: pause, acked: make(map[kv.GroupID]map[string]uint64)}
 	for _, g := range groups {
 		w.acked[g] = make(map[string]uint64)
+	}
+	for _, g := range groups {
 		for i := range perGroup {
 			w.wg.Go(func() { w.write(ctx, g, fmt.Sprintf("r%d-w%d", round, i)) })
 		}
