@@ -21,6 +21,9 @@ func PartitionOf(key []byte, q int) kv.PartitionID {
 	return kv.PartitionID(hi)
 }
 
+// HasTag reports whether the key has a tag, so that every key that begins with it lies in the same partition.
+func HasTag(key []byte) bool { return len(hashed(key)) < len(key) }
+
 // hashed returns the part of the key that is hashed: what stands between the first '{' and the first '}' after it,
 // unless that is nothing. It is the rule of Redis Cluster, so that keys made for it behave alike.
 func hashed(key []byte) []byte {

@@ -37,6 +37,19 @@ func TestPartitionOfIsPinned(t *testing.T) {
 	}
 }
 
+func TestWhatBeginsWithATagLiesInItsPartition(t *testing.T) {
+	for _, prefix := range []string{"{t}", "a{t}", "a{t}b", "{t}{u}"} {
+		require.True(t, HasTag([]byte(prefix)), prefix)
+		for i := range 100 {
+			key := fmt.Appendf([]byte(prefix), "%d{x}", i)
+			require.Equal(t, PartitionOf([]byte(prefix), 64), PartitionOf(key, 64), "%s", key)
+		}
+	}
+	for _, prefix := range []string{"", "t", "{t", "t}", "{}", "}{", "{}{t}"} {
+		require.False(t, HasTag([]byte(prefix)), prefix)
+	}
+}
+
 func TestTagsShareAPartition(t *testing.T) {
 	for key, want := range map[string]string{
 		"plain":                "plain",

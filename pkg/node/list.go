@@ -10,6 +10,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/meta"
 	"github.com/caprockdb/caprock/pkg/storage"
+	"github.com/caprockdb/caprock/ring"
 )
 
 const (
@@ -20,8 +21,11 @@ const (
 )
 
 // list asks every partition for its part of the page and merges them. Each part is linearizable, all of them together are
-// no snapshot.
+// no snapshot. Keys whose prefix has a whole {tag} lie in one partition, which is then the only one that is asked.
 func (n *Node) list(ctx context.Context, st *meta.State, r *kv.Request) (kv.Response, error) {
+	if ring.HasTag(r.List.Prefix) {
+		return n.listOne(ctx, r, st.Map.PartitionOf(r.List.Prefix))
+	}
 	parts := make([]kv.Response, len(st.Map.Partitions))
 	errs := make([]error, len(parts))
 	var wg sync.WaitGroup

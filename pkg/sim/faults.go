@@ -43,6 +43,9 @@ const (
 	FaultDisk Fault = "disk"
 	// FaultSlowDisk makes the log of one node take long to become durable.
 	FaultSlowDisk Fault = "slow-disk"
+	// FaultFull lets the disk of one node say that it has no space: the node refuses writes of its clients until it has. Plans
+	// have it where they name it.
+	FaultFull Fault = "full"
 	// FaultWipe ends one node and empties its disk. It comes back and must refuse to serve, so that it is gone for good:
 	// only a plan that permits it has it.
 	FaultWipe Fault = "wipe"
@@ -142,6 +145,11 @@ func (n *nemesis) effect(s *Step) (count uint64) {
 		return c.net.held[c.nodes[s.Nodes[0]].id]
 	case FaultSkew:
 		return c.nodes[s.Nodes[0]].misread.Load()
+	case FaultFull:
+		if l := c.nodes[s.Nodes[0]].life.Load(); l != nil {
+			return l.faults.Stats().Low
+		}
+		return 0
 	case FaultSlowDisk:
 		return c.nodes[s.Nodes[0]].pace.slowed.Load()
 	case FaultNoise:

@@ -167,6 +167,8 @@ func (n *nemesis) begin(ctx context.Context, s *Step) error {
 		c.Pause(s.Nodes[0], s.For)
 	case FaultDisk:
 		c.SetDisk(s.Nodes[0], storage.DiskFault{Mode: storage.DiskError})
+	case FaultFull:
+		c.SetDisk(s.Nodes[0], storage.DiskFault{Mode: storage.DiskLow})
 	case FaultWipe:
 		if err := c.Crash(0, s.Nodes...); err != nil {
 			return err
@@ -200,6 +202,8 @@ func (n *nemesis) end(ctx context.Context, s *Step) error {
 		c.SetSkew(s.Nodes[0], 0)
 	case FaultSlowDisk:
 		c.SetSyncDelay(s.Nodes[0], syncDelay)
+	case FaultFull:
+		c.SetDisk(s.Nodes[0], storage.DiskFault{})
 	case FaultDisk:
 		failed, err := c.diskFailed(s.Nodes[0], s.Survives)
 		if err != nil || !failed {

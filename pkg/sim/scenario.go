@@ -122,7 +122,7 @@ func (s Scenario) Draw(r *rand.Rand) (Plan, error) {
 			s.Nodes, s.Length, len(s.Faults), s.WipesMax)
 	}
 	for _, f := range s.Faults {
-		if !slices.Contains(append(Faults(), FaultWipe), f) {
+		if !slices.Contains(append(Faults(), FaultWipe, FaultFull), f) {
 			return Plan{}, fmt.Errorf("sim: no fault is called %q", f)
 		}
 	}
@@ -178,14 +178,17 @@ func (d *drawing) step(at time.Duration, beside *Step) (Step, bool) {
 }
 
 // compatible reports whether two faults may happen at once. One at a time stops nodes, so that a plan never takes more
-// from the cluster than its faults say one by one; and two of a kind would be one.
-func compatible(a, b Fault) bool { return a != b && (!a.stops() || !b.stops()) }
+// from the cluster than its faults say one by one; and two of a kind would be one. A disk has one fault at a time.
+func compatible(a, b Fault) bool {
+	disks := (a == FaultDisk || a == FaultFull) && (b == FaultDisk || b == FaultFull)
+	return a != b && !disks && (!a.stops() || !b.stops())
+}
 
 // fill draws whom the fault meets, and how badly.
 func (d *drawing) fill(s *Step) {
 	order := d.r.Perm(d.Nodes)
 	switch s.Fault {
-	case FaultCut, FaultPause, FaultSkew, FaultSlowDisk:
+	case FaultCut, FaultPause, FaultSkew, FaultSlowDisk, FaultFull:
 		s.Nodes = order[:1]
 	case FaultHalves:
 		s.Nodes = order[:d.Nodes/2]

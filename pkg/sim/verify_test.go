@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -30,7 +31,7 @@ func faultyFor(t *testing.T) time.Duration {
 }
 
 // lanes is the number of kinds of runs below.
-const lanes = 10
+const lanes = 13
 
 // verified is a kind of run: a workload under a nemesis.
 type verified struct {
@@ -61,7 +62,7 @@ func (v verified) seeds() []uint64 {
 // strongOnly reports whether the workload writes nothing eventually.
 func (v verified) strongOnly() bool {
 	switch v.workload {
-	case verify.WorkloadRegister, verify.WorkloadCAS, verify.WorkloadAppend:
+	case verify.WorkloadRegister, verify.WorkloadCAS, verify.WorkloadAppend, verify.WorkloadBatch, verify.WorkloadExpiry:
 		return true
 	}
 	return false
@@ -209,4 +210,20 @@ func TestCountersThatEverybodyReadsConvergeAfterFaults(t *testing.T) {
 
 func TestStrongOperationsAreLinearizableBesideEventualOnesOfTheSameKeys(t *testing.T) {
 	verified{workload: verify.WorkloadMixed, nodes: 3, faults: Faults(), lane: 10}.run(t)
+}
+
+func TestAtomicBatchesAreSeenWholeOrNotAtAllUnderFaults(t *testing.T) {
+	faults := append(Faults(), FaultFull)
+	verified{workload: verify.WorkloadBatch, nodes: 3, faults: faults, lane: 11}.run(t)
+}
+
+// Followers that were away get snapshots, in the middle of batches and of repetitions.
+func TestAtomicBatchesSurviveSnapshotsUnderFaults(t *testing.T) {
+	verified{workload: verify.WorkloadBatch, nodes: 3, faults: Faults(), lane: 12, tune: shortLogs}.run(t)
+}
+
+// Clocks are right: what is said about when a value expires is said of right clocks.
+func TestValuesExpireInTimeUnderFaults(t *testing.T) {
+	faults := slices.DeleteFunc(append(Faults(), FaultFull), func(f Fault) bool { return f == FaultSkew })
+	verified{workload: verify.WorkloadExpiry, nodes: 3, faults: faults, lane: 13}.run(t)
 }

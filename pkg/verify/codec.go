@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/caprockdb/caprock/pkg/kv"
 )
@@ -37,19 +38,34 @@ type opLine struct {
 	Key       string        `json:"key"`
 	Value     string        `json:"value,omitempty"`
 	Condition *kv.Condition `json:"condition,omitempty"`
+	TTL       time.Duration `json:"ttl_ns,omitempty"`
+	Items     []itemLine    `json:"items,omitempty"`
 	Covers    []string      `json:"covers,omitempty"`
 	MayCover  []string      `json:"may_cover,omitempty"`
 	Final     bool          `json:"final,omitempty"`
 	Call      int64         `json:"call"`
 	Return    int64         `json:"return,omitempty"` // left out for Never
+	At        time.Duration `json:"at_ns,omitempty"`
+	Until     time.Duration `json:"until_ns,omitempty"`
 	Outcome   string        `json:"outcome"`
 	Found     bool          `json:"found,omitempty"`
 	Missed    bool          `json:"missed,omitempty"`
 	Version   uint64        `json:"version,omitempty"`
 	Result    string        `json:"result,omitempty"`
 	Siblings  []Seen        `json:"siblings,omitempty"`
+	Listed    []Row         `json:"listed,omitempty"`
 	Code      kv.Code       `json:"code,omitempty"`
 	Detail    string        `json:"detail,omitempty"`
+}
+
+// itemLine is an Item with a name in the place of a number.
+type itemLine struct {
+	Kind      string        `json:"kind"`
+	Key       string        `json:"key"`
+	Value     string        `json:"value,omitempty"`
+	Condition *kv.Condition `json:"condition,omitempty"`
+	TTL       time.Duration `json:"ttl_ns,omitempty"`
+	Found     bool          `json:"found,omitempty"`
 }
 
 // Encode writes the history as JSON lines: a header, then operations in the order of their calls and notes.
@@ -82,6 +98,15 @@ func encodeOp(op *Op) *opLine {
 		Covers: op.Covers, MayCover: op.MayCover, Final: op.Final, Call: op.Call, Return: op.Return,
 		Outcome: op.Outcome.String(), Found: op.Found, Missed: op.Missed, Version: op.Version, Result: op.Result,
 		Siblings: op.Siblings, Code: op.Code, Detail: text([]byte(op.Detail)),
+		TTL: op.TTL, At: op.At, Until: op.Until, Listed: op.Listed,
+	}
+	for i := range op.Items {
+		it := &op.Items[i]
+		l := itemLine{Kind: it.Kind.String(), Key: it.Key, Value: it.Value, TTL: it.TTL, Found: it.Found}
+		if it.Condition != (kv.Condition{}) {
+			l.Condition = &it.Condition
+		}
+		out.Items = append(out.Items, l)
 	}
 	if op.Return == Never {
 		out.Return = 0
@@ -152,6 +177,14 @@ func decodeOp(l *opLine) (Op, error) {
 		ID: l.ID, Client: l.Client, Key: l.Key, Value: l.Value, Covers: l.Covers, MayCover: l.MayCover, Final: l.Final,
 		Call: l.Call, Return: l.Return, Found: l.Found, Missed: l.Missed, Version: l.Version, Result: l.Result,
 		Siblings: l.Siblings, Code: l.Code, Detail: l.Detail,
+		TTL: l.TTL, At: l.At, Until: l.Until, Listed: l.Listed,
+	}
+	for i := range l.Items {
+		item, err := decodeItem(&l.Items[i])
+		if err != nil {
+			return op, err
+		}
+		op.Items = append(op.Items, item)
 	}
 	if op.Return == 0 {
 		op.Return = Never
@@ -163,7 +196,7 @@ func decodeOp(l *opLine) (Op, error) {
 		op.Condition = *l.Condition
 	}
 	var ok bool
-	if op.Kind, ok = named(l.Kind, kv.OpGet, kv.OpDelete); !ok {
+	if op.Kind, ok = named(l.Kind, kv.OpGet, kv.OpList); !ok {
 		return op, ErrMalformed
 	}
 	if op.Level, ok = named(l.Level, kv.LevelUnset, kv.LevelLocal); !ok {
@@ -173,6 +206,18 @@ func decodeOp(l *opLine) (Op, error) {
 		return op, ErrMalformed
 	}
 	return op, nil
+}
+
+func decodeItem(l *itemLine) (Item, error) {
+	out := Item{Key: l.Key, Value: l.Value, TTL: l.TTL, Found: l.Found}
+	if l.Condition != nil {
+		out.Condition = *l.Condition
+	}
+	var ok bool
+	if out.Kind, ok = named(l.Kind, kv.OpPut, kv.OpDelete); !ok {
+		return out, ErrMalformed
+	}
+	return out, nil
 }
 
 // named finds the value from first to last with the name.

@@ -33,6 +33,7 @@
 // # Checkers
 //
 //	CheckLinearizable(h, timeout)      strong operations: registers, deletes, conditional writes, versions (porcupine)
+//	CheckBatches(h, timeout)           atomic batches and listings of the keys of one {tag}: all of a batch at once, or none
 //	CheckMixed(h, timeout, settles)    the same, with the eventual writes of the key where strong operations settle them
 //	CheckAppend(h)                     lists that grow by read and conditional write: nothing lost, doubled or reordered
 //	CheckSet(h)                        elements added to keys with one writer: every acknowledged one is there at the end
@@ -49,5 +50,7 @@
 //
 //   - Values are unique within a history; every checker relies on it.
 //   - A checker never blames a system for what an unknown write may have done, and never excuses it by a failed one.
-//   - Nothing here reads a clock into a history, keeps a global, or prints.
+//   - The readings of a clock in a history (Op.At, Op.Until) judge when values expire, and nothing else: no order follows from
+//     them. Values that expire are judged as linearizable with what right clocks promise, within expirySlack.
+//   - Nothing here keeps a global, or prints.
 package verify

@@ -26,6 +26,11 @@ const (
 	contextTooMuch  bug = "a context supersedes everything the coordinator holds"
 	oldestWins      bug = "of two eventual versions the older one wins"
 	thinReplication bug = "an eventual write is acknowledged by one replica and sent to no other"
+	halfBatch       bug = "a batch whose last condition misses is applied in part"
+	tornBatch       bug = "a batch becomes visible key by key"
+	expiredRead     bug = "a value that has expired is read"
+	expiredEarly    bug = "a value that expires vanishes early"
+	removedLate     bug = "the removal of an expired value removes what has replaced it"
 	mixedUp         bug = "a read answers another key's value"
 )
 
@@ -42,6 +47,7 @@ type fakeRow struct {
 	exists  bool
 	value   string
 	version uint64
+	expiry  time.Time // zero: never
 }
 
 const fakeReplicas = 3
@@ -158,39 +164,6 @@ func (f *fakeCluster) apply(r *kv.Request, p plan) (kv.Response, error) {
 		return f.eventualRead(r)
 	}
 	return f.eventualWrite(r, p), nil
-}
-
-func (f *fakeCluster) strong(r *kv.Request, p plan) (kv.Response, error) {
-	key := string(r.Key)
-	row := f.rows[key]
-	if r.Op == kv.OpGet {
-		if f.isBuggy(p, staleRead) {
-			row = f.before[key]
-		}
-		res := kv.Response{Found: row.exists, Value: []byte(row.value), Version: row.version}
-		if !row.exists {
-			res.Value, res.Version = nil, 0
-		}
-		return res, nil
-	}
-	present := row.version
-	if !row.exists {
-		present = 0
-	}
-	c := r.Condition
-	misses := c.Kind == kv.ConditionVersion && c.Version != present || c.Kind == kv.ConditionExists && !row.exists
-	if misses && !f.isBuggy(p, conditionFree) {
-		err := kv.Errorf(kv.CodeVersionMismatch, "at %d", present)
-		err.CurrentVersion = present
-		return kv.Response{}, err
-	}
-	f.clock++
-	next := fakeRow{exists: r.Op == kv.OpPut, value: string(r.Value), version: uint64(f.clock)}
-	dropped := r.Op == kv.OpPut && f.isBuggy(p, lostWrite) || r.Op == kv.OpDelete && f.isBuggy(p, deleteUndone)
-	if !dropped {
-		f.before[key], f.rows[key] = row, next
-	}
-	return kv.Response{Outcome: kv.OutcomeApplied, Found: row.exists, Version: next.version}, nil
 }
 
 // pick draws different replicas.

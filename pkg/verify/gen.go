@@ -23,15 +23,23 @@ func newGenerator(cfg Config) generator {
 		return &genSession{genCommon: common}
 	case WorkloadMixed:
 		return &genMixed{genCommon: common}
+	case WorkloadBatch:
+		return newGenBatch(common)
+	case WorkloadExpiry:
+		return newGenExpiry(common)
 	default:
 		return &genRegister{genCommon: common}
 	}
 }
 
+// tagFormat makes a {tag} of a prefix, a slot and a generation; keys of the slot begin with it.
+const tagFormat = "%s{%d-%d}"
+
 // pool is the keys that are shared by all clients: a number of slots, in each of which one key follows another.
 type pool struct {
 	prefix        string
 	operationsMax int // of one key
+	format        string
 	slots         []slot
 	slotOf        map[string]int // of keys in use
 	used          []string       // every key ever used
@@ -46,10 +54,15 @@ type slot struct {
 
 func newPool(cfg Config) *pool {
 	p := &pool{
-		prefix: cfg.Prefix, operationsMax: keyOperationsMax, slots: make([]slot, cfg.Keys), slotOf: map[string]int{},
+		prefix: cfg.Prefix, operationsMax: keyOperationsMax, format: "%s%d-%d", slots: make([]slot, cfg.Keys), slotOf: map[string]int{},
 	}
-	if cfg.Workload == WorkloadCausal {
+	switch cfg.Workload {
+	case WorkloadCausal:
 		p.operationsMax = causalOperationsMax
+	case WorkloadBatch:
+		p.operationsMax, p.format = tagOperationsMax, tagFormat
+	case WorkloadExpiry:
+		p.slots = make([]slot, expirySlots*cfg.Keys)
 	}
 	for i := range p.slots {
 		p.renew(i)
@@ -60,7 +73,7 @@ func newPool(cfg Config) *pool {
 func (p *pool) renew(i int) {
 	delete(p.slotOf, p.slots[i].key)
 	generation := p.slots[i].generation + 1
-	p.slots[i] = slot{key: fmt.Sprintf("%s%d-%d", p.prefix, i, generation), generation: generation}
+	p.slots[i] = slot{key: fmt.Sprintf(p.format, p.prefix, i, generation), generation: generation}
 	p.slotOf[p.slots[i].key] = i
 	p.used = append(p.used, p.slots[i].key)
 }
@@ -85,7 +98,11 @@ func (p *pool) current(key string) bool {
 
 // done counts the outcome of an operation on the key.
 func (p *pool) done(op *Op) {
-	if i, ok := p.slotOf[op.Key]; ok && op.IsWrite() && op.Outcome == OutcomeUnknown {
+	key := op.Key
+	if p.format == tagFormat {
+		key = TagOf(key)
+	}
+	if i, ok := p.slotOf[key]; ok && op.IsWrite() && op.Outcome == OutcomeUnknown {
 		p.slots[i].unknown++
 	}
 }

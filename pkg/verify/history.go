@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Note is something that happened beside the operations, such as a fault that began or ended.
@@ -16,6 +17,8 @@ type Note struct {
 type History struct {
 	// clock is the time of the history: it only grows, and no two events share a reading.
 	clock atomic.Int64
+	// epoch is when the history began, by the client's clock.
+	epoch time.Time
 
 	// mu guards the fields below.
 	mu    sync.Mutex
@@ -24,7 +27,7 @@ type History struct {
 }
 
 // NewHistory returns an empty history.
-func NewHistory() *History { return &History{} }
+func NewHistory() *History { return &History{epoch: time.Now()} }
 
 // Call records that a client is about to send the operation, and returns its id. The history sets ID, Call, Return and
 // Outcome.
@@ -32,6 +35,7 @@ func (h *History) Call(op Op) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	op.ID, op.Call, op.Return, op.Outcome = len(h.ops), h.clock.Add(1), Never, OutcomePending
+	op.At = time.Since(h.epoch)
 	h.ops = append(h.ops, op)
 	return op.ID
 }
@@ -39,11 +43,11 @@ func (h *History) Call(op Op) int {
 // Return records that the operation with the id has ended; end fills in what was answered. It returns the whole
 // operation. A write that is unknown keeps Never as its return.
 func (h *History) Return(id int, end func(*Op)) Op {
-	now := h.clock.Add(1)
+	now, until := h.clock.Add(1), time.Since(h.epoch)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	op := &h.ops[id]
-	op.Return = now
+	op.Return, op.Until = now, until
 	end(op)
 	if op.Outcome == OutcomeUnknown && op.IsWrite() {
 		op.Return = Never
@@ -100,10 +104,16 @@ func (h *History) Counts() Counts {
 
 // byKey returns the operations that keep accepts, grouped by key, with the keys in order.
 func byKey(ops []Op, keep func(*Op) bool) (keys []string, groups map[string][]Op) {
+	return grouped(ops, keep, func(op *Op) string { return op.Key })
+}
+
+// grouped returns the operations that keep accepts in groups of one home, with the homes in order.
+func grouped(ops []Op, keep func(*Op) bool, home func(*Op) string) (keys []string, groups map[string][]Op) {
 	groups = map[string][]Op{}
 	for i := range ops {
 		if keep(&ops[i]) {
-			groups[ops[i].Key] = append(groups[ops[i].Key], ops[i])
+			key := home(&ops[i])
+			groups[key] = append(groups[key], ops[i])
 		}
 	}
 	for k := range groups {

@@ -20,7 +20,14 @@ const stepsPerKeyMax = 1_000_000
 // timeout bounds the time for all keys together, 0 leaves it to the limit on the steps of each key. Keys left without a
 // verdict are Undecided, and the result is then not valid.
 func CheckLinearizable(h *History, timeout time.Duration) Result {
-	return checkLinearizable("linearizable", h, timeout, func(op *Op) bool { return op.Level == kv.LevelStrong })
+	return checkLinearizable[register]("linearizable", h, timeout, func(op *Op) bool { return op.Level == kv.LevelStrong })
+}
+
+// CheckBatches checks the strong operations on keys with a {tag}, atomic batches and listings of a whole tag among them: for
+// each tag there is one order of all of them, in which a batch changes all of its keys at once or none, and a listing
+// shows them all at once. The keys of a tag are the tag and one letter, of which there are batchKeys.
+func CheckBatches(h *History, timeout time.Duration) Result {
+	return checkLinearizable[group]("batches", h, timeout, func(op *Op) bool { return op.Level == kv.LevelStrong })
 }
 
 // CheckMixed checks strong and eventual operations on the same keys. Without settles, strong operations know nothing of
@@ -28,25 +35,30 @@ func CheckLinearizable(h *History, timeout time.Duration) Result {
 // acknowledged before they began, so that they are linearizable together with the eventual writes of the key; these must
 // then have asked for a majority.
 func CheckMixed(h *History, timeout time.Duration, settles bool) Result {
-	return checkLinearizable("mixed", h, timeout, func(op *Op) bool {
+	return checkLinearizable[register]("mixed", h, timeout, func(op *Op) bool {
 		return op.Level == kv.LevelStrong || settles && op.IsWrite()
 	})
 }
 
-func checkLinearizable(name string, h *History, timeout time.Duration, keep func(*Op) bool) Result {
+// checkLinearizable checks the operations on each state by themselves.
+func checkLinearizable[S state[S]](name string, h *History, timeout time.Duration, keep func(*Op) bool) Result {
 	res := newResult(name)
-	keys, groups := byKey(h.Ops(), keep)
+	var s S
+	keys, groups := grouped(h.Ops(), keep, s.home)
 	deadline := time.Now().Add(timeout)
 	for _, key := range keys {
 		ops := groups[key]
 		res.Keys++
 		res.Operations += len(ops)
-		checkVersions(&res, key, ops)
+		single, parts := byKey(partsOf(ops), keep)
+		for _, k := range single {
+			checkVersions(&res, k, parts[k])
+		}
 		left := time.Duration(0)
 		if timeout > 0 {
 			left = max(time.Until(deadline), time.Nanosecond)
 		}
-		switch search := newSearch(ops, stepsPerKeyMax); search.verdict(left) {
+		switch search := newSearch[S](ops, stepsPerKeyMax); search.verdict(left) {
 		case porcupine.Ok:
 		case porcupine.Illegal:
 			search.explain(&res, key, left)
@@ -91,21 +103,21 @@ func anyEventual(ops []Op) bool {
 	return false
 }
 
-// search looks for an order of one key's operations.
-type search struct {
+// search looks for an order of the operations on one state.
+type search[S state[S]] struct {
 	// sure are the operations without the unknown writes that left no trace. When there is an order of them there is one
 	// of all: what left no trace may come last. all has everything that may have been applied.
 	sure, all []step
 	stepsMax  int64
 }
 
-func newSearch(ops []Op, stepsMax int64) *search {
+func newSearch[S state[S]](ops []Op, stepsMax int64) *search[S] {
 	sure, all := prepare(ops)
-	return &search{sure: sure, all: all, stepsMax: stepsMax}
+	return &search[S]{sure: sure, all: all, stepsMax: stepsMax}
 }
 
 // verdict says whether there is an order. Unknown means that the search was cut off.
-func (s *search) verdict(timeout time.Duration) porcupine.CheckResult {
+func (s *search[S]) verdict(timeout time.Duration) porcupine.CheckResult {
 	first := s.run(s.sure, timeout)
 	if first == porcupine.Ok || len(s.all) == len(s.sure) {
 		return first
@@ -113,8 +125,8 @@ func (s *search) verdict(timeout time.Duration) porcupine.CheckResult {
 	return s.run(s.all, timeout)
 }
 
-func (s *search) run(steps []step, timeout time.Duration) porcupine.CheckResult {
-	m := newModel(s.stepsMax)
+func (s *search[S]) run(steps []step, timeout time.Duration) porcupine.CheckResult {
+	m := newModel[S](s.stepsMax)
 	got := porcupine.CheckOperationsTimeout(m.model, operations(steps), timeout)
 	if m.exceeded() {
 		return porcupine.Unknown

@@ -21,8 +21,8 @@ const (
 
 // explain adds the anomaly of a key whose operations have no order: the longest part that has one, and the operation that
 // could not follow.
-func (s *search) explain(res *Result, key string, timeout time.Duration) {
-	m := newModel(s.stepsMax)
+func (s *search[S]) explain(res *Result, key string, timeout time.Duration) {
+	m := newModel[S](s.stepsMax)
 	_, info := porcupine.CheckOperationsVerbose(m.model, operations(s.all), timeout)
 	var longest []int
 	for _, partial := range info.PartialLinearizations() {
@@ -33,7 +33,8 @@ func (s *search) explain(res *Result, key string, timeout time.Duration) {
 			}
 		}
 	}
-	state := register{bound: true}
+	var state S
+	state = state.initial()
 	placed := map[int]bool{}
 	for _, i := range longest {
 		placed[i] = true
@@ -59,9 +60,23 @@ func (s *search) explain(res *Result, key string, timeout time.Duration) {
 }
 
 // Visualize writes porcupine's HTML page of the keys' strong operations, all keys when none is given, 16 at most. The
-// history's notes become annotations.
+// history's notes become annotations. In a history with batches each key stands for all of its tag.
 func Visualize(h *History, keys []string, w io.Writer) error {
-	all, groups := byKey(h.Ops(), func(op *Op) bool { return op.Level == kv.LevelStrong })
+	ops := h.Ops()
+	if slices.ContainsFunc(ops, func(op Op) bool { return op.Kind == kv.OpBatch || op.Kind == kv.OpList }) {
+		tags := make([]string, len(keys))
+		for i, key := range keys {
+			tags[i] = TagOf(key)
+		}
+		slices.Sort(tags)
+		return visualize[group](h, slices.Compact(tags), w)
+	}
+	return visualize[register](h, keys, w)
+}
+
+func visualize[S state[S]](h *History, keys []string, w io.Writer) error {
+	var s S
+	all, groups := grouped(h.Ops(), func(op *Op) bool { return op.Level == kv.LevelStrong }, s.home)
 	if len(keys) == 0 {
 		keys = all
 	}
@@ -78,8 +93,8 @@ func Visualize(h *History, keys []string, w io.Writer) error {
 		_, steps := prepare(ops)
 		history = append(history, operations(steps)...)
 	}
-	m := newModel(stepsPerKeyMax)
-	m.model.Partition = partitionByKey
+	m := newModel[S](stepsPerKeyMax)
+	m.model.Partition = func(history []porcupine.Operation) [][]porcupine.Operation { return partitioned(history, s.home) }
 	_, info := porcupine.CheckOperationsVerbose(m.model, history, 0)
 	var annotations []porcupine.Annotation
 	for _, n := range h.Notes() {
@@ -87,14 +102,14 @@ func Visualize(h *History, keys []string, w io.Writer) error {
 	}
 	info.AddAnnotations(annotations)
 	// The page replays the orders that were found, which the limit must not stop.
-	return porcupine.Visualize(newModel(math.MaxInt64).model, info, w)
+	return porcupine.Visualize(newModel[S](math.MaxInt64).model, info, w)
 }
 
-func partitionByKey(history []porcupine.Operation) [][]porcupine.Operation {
+func partitioned(history []porcupine.Operation, home func(*Op) string) [][]porcupine.Operation {
 	groups := map[string][]porcupine.Operation{}
 	var keys []string
 	for _, o := range history {
-		key := o.Input.(*step).op.Key
+		key := home(o.Input.(*step).op)
 		if _, ok := groups[key]; !ok {
 			keys = append(keys, key)
 		}

@@ -94,7 +94,7 @@ func TestSearchThatIsCutOffIsNoPass(t *testing.T) {
 		ops = append(ops, k.putIf(10+i, 0, fmt.Sprint("u", i), uint64(100+i), 0), k.delete(100+i, 0, false, 0))
 	}
 	ops = append(ops, k.missed(1000, 1001, "x", 3, 50), k.get(1002, 1003, "nobody", 51))
-	require.Equal(t, porcupine.Unknown, newSearch(ops, 20_000).verdict(0))
+	require.Equal(t, porcupine.Unknown, newSearch[register](ops, 20_000).verdict(0))
 	res := CheckLinearizable(historyOf(ops...), time.Nanosecond)
 	require.False(t, res.Valid)
 	require.Equal(t, 1, res.Undecided)
@@ -314,7 +314,7 @@ func TestVerdictsAreThoseOfTryingEveryOrder(t *testing.T) {
 				ops[i] = k.putIf(2*call, 0, value, version("expected"), 0)
 			}
 		}
-		search := newSearch(ops, stepsPerKeyMax)
+		search := newSearch[register](ops, stepsPerKeyMax)
 		got := search.verdict(0)
 		want := porcupine.Illegal
 		if (twin{ops, 49}).possible(make([]bool, n), twinState{}) {
@@ -344,6 +344,6 @@ func TestUnknownWritesDoNotSlowTheSearchDown(t *testing.T) {
 			ops = append(ops, k.put(at, at+15, fmt.Sprint("v", i), version))
 		}
 	}
-	s := newSearch(ops, stepsPerKeyMax)
+	s := newSearch[register](ops, stepsPerKeyMax)
 	require.Equal(t, porcupine.Ok, s.verdict(0))
 }

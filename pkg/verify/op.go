@@ -5,6 +5,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caprockdb/caprock/pkg/kv"
 )
@@ -56,6 +57,10 @@ type Op struct {
 	Key       string
 	Value     string // of a put; unique within the history
 	Condition kv.Condition
+	// TTL is how long the value of a put is to be there; 0 means for ever.
+	TTL time.Duration
+	// Items are the writes of an atomic batch. Key is then that of the first; of a listing it is the prefix.
+	Items []Item
 	// Covers holds the values of the writes that the context given with a write had certainly read; MayCover those that
 	// it may have read. See CheckCausal.
 	Covers, MayCover []string
@@ -64,6 +69,9 @@ type Op struct {
 
 	// When: Call < Return. Return is Never while the outcome of a write is unknown or pending.
 	Call, Return int64
+	// At and Until are readings of the client's clock at the same two moments, since the history began. They say whether a
+	// value may have expired, and nothing about order. Until is that of the answer, whatever it was.
+	At, Until time.Duration
 
 	// What was answered.
 	Outcome Outcome
@@ -73,6 +81,7 @@ type Op struct {
 	Result  string // what a read found
 	// Siblings holds all versions when a read was answered more than one.
 	Siblings []Seen
+	Listed   []Row   // of a listing
 	Code     kv.Code // of the error, or ""
 	Detail   string  // of the error
 }
@@ -86,7 +95,7 @@ func (o *Op) MayHaveWritten() bool { return o.IsWrite() && !o.Missed && o.Outcom
 // Wrote reports whether the operation is known to have written its key.
 func (o *Op) Wrote() bool { return o.IsWrite() && !o.Missed && o.Outcome == OutcomeOK }
 
-// Answered reports whether the operation is a read that was answered.
+// Answered reports whether the operation is a read of one key that was answered.
 func (o *Op) Answered() bool { return o.Kind == kv.OpGet && o.Outcome == OutcomeOK }
 
 // Values returns the live values that a read was answered.
@@ -106,6 +115,9 @@ func (o *Op) Values() []string {
 	return out
 }
 
+// IsRead reports whether the operation changes nothing.
+func (o *Op) IsRead() bool { return o.Kind == kv.OpGet || o.Kind == kv.OpList }
+
 // String describes the operation on one line: who, when, what, and with which result.
 func (o *Op) String() string {
 	var b strings.Builder
@@ -118,14 +130,11 @@ func (o *Op) describe() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s %s", o.Level, o.Kind, o.Key)
 	if o.Kind == kv.OpPut {
-		fmt.Fprintf(&b, " %q", o.Value)
+		fmt.Fprintf(&b, " %q%s", o.Value, ttlText(o.TTL))
 	}
-	switch o.Condition.Kind {
-	case kv.ConditionVersion:
-		fmt.Fprintf(&b, " if version %d", o.Condition.Version)
-	case kv.ConditionExists:
-		b.WriteString(" if it exists")
-	case kv.ConditionNone:
+	b.WriteString(conditionText(o.Condition))
+	if o.Kind == kv.OpBatch {
+		b.WriteString(" " + itemsText(o.Items))
 	}
 	if len(o.Covers) > 0 {
 		fmt.Fprintf(&b, " having read %q", o.Covers)
@@ -145,6 +154,8 @@ func (o *Op) answer() string {
 		return o.Outcome.String()
 	case o.Missed:
 		return fmt.Sprintf("missed: version %d", o.Version)
+	case o.Kind == kv.OpList:
+		return rowsText(o.Listed)
 	case o.Kind == kv.OpGet && len(o.Siblings) > 0:
 		return "siblings " + siblingsText(o.Siblings)
 	case o.Kind == kv.OpGet && !o.Found:

@@ -38,9 +38,13 @@ type Task struct {
 // operation failed.
 func Record(ctx context.Context, h *History, t Target, client int, task Task) (Op, kv.Response) {
 	r := task.Request
+	key := r.Key
+	if r.Op == kv.OpList {
+		key = r.List.Prefix
+	}
 	id := h.Call(Op{
-		Client: client, Kind: r.Op, Level: r.Level, Quorum: r.Quorum, Key: text(r.Key), Value: text(r.Value),
-		Condition: r.Condition, Covers: slices.Clone(task.Covers), MayCover: slices.Clone(task.MayCover), Final: task.Final,
+		Client: client, Kind: r.Op, Level: r.Level, Quorum: r.Quorum, Key: text(key), Value: text(r.Value),
+		Condition: r.Condition, TTL: r.TTL, Items: itemsOf(&r), Covers: slices.Clone(task.Covers), MayCover: slices.Clone(task.MayCover), Final: task.Final,
 	})
 	res, err := t.Do(ctx, client, &r)
 	op := h.Return(id, func(op *Op) { classify(op, &res, err) })
@@ -63,6 +67,7 @@ func classify(op *Op, res *kv.Response, err error) {
 	}
 	// A write that is answered without an error has been acknowledged, whatever else the answer says.
 	op.Version, op.Found = res.Version, res.Found
+	op.answered(res)
 	if op.Kind != kv.OpGet {
 		return
 	}
@@ -72,12 +77,39 @@ func classify(op *Op, res *kv.Response, err error) {
 	}
 }
 
+// itemsOf returns the writes of a batch.
+func itemsOf(r *kv.Request) []Item {
+	var out []Item
+	for i := range r.Items {
+		it := &r.Items[i]
+		out = append(out, Item{Kind: it.Op, Key: text(it.Key), Value: text(it.Value), Condition: it.Condition, TTL: it.TTL})
+	}
+	return out
+}
+
+// answered fills in what the answer says about several keys.
+func (o *Op) answered(res *kv.Response) {
+	if o.Kind == kv.OpBatch {
+		// The items of a history that was handed out do not change any more.
+		o.Items = slices.Clone(o.Items)
+		for i := range o.Items {
+			o.Items[i].Found = i < len(res.Items) && res.Items[i].Found
+		}
+	}
+	if o.Kind == kv.OpList {
+		for i := range res.Listed {
+			row := &res.Listed[i]
+			o.Listed = append(o.Listed, Row{Key: text(row.Key), Value: text(row.Value), Version: row.Version})
+		}
+	}
+}
+
 func classifyError(op *Op, e *kv.Error) {
 	op.Code, op.Detail = e.Code, e.Detail
 	switch {
 	case op.Kind == kv.OpGet && e.Code == kv.CodeKeyNotFound:
 		op.Outcome = OutcomeOK
-	case op.Kind == kv.OpGet:
+	case op.IsRead():
 		op.Outcome = OutcomeFail
 	case e.Outcome != kv.OutcomeNotApplied:
 		op.Outcome = OutcomeUnknown

@@ -4,7 +4,7 @@ package verify
 // that had begun before the read was answered. It also checks what the other checkers rely on: that values are unique.
 func CheckValues(h *History) Result {
 	res := newResult("values")
-	ops := h.Ops()
+	ops := partsOf(h.Ops())
 	keys, groups := byKey(ops, func(*Op) bool { return true })
 	writes := map[string]*Op{}
 	for i := range ops {

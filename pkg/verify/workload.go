@@ -28,12 +28,17 @@ const (
 	WorkloadSession = "session"
 	// WorkloadMixed: strong and eventual operations on the same keys.
 	WorkloadMixed = "mixed"
+	// WorkloadBatch: atomic batches on the keys of a few tags, some on conditions, and listings of whole tags.
+	WorkloadBatch = "batch"
+	// WorkloadExpiry: strong writes of values that expire, and of such that do not. The clocks of the nodes must be right.
+	WorkloadExpiry = "expiry"
 )
 
 // Workloads names all workloads.
 func Workloads() []string {
 	return []string{
 		WorkloadRegister, WorkloadCAS, WorkloadAppend, WorkloadSet, WorkloadCausal, WorkloadSession, WorkloadMixed,
+		WorkloadBatch, WorkloadExpiry,
 	}
 }
 
@@ -44,6 +49,8 @@ const (
 	// causalOperationsMax does so in the causal workload, where the end of a key's life shows most: later writes supersede
 	// what earlier ones should have left.
 	causalOperationsMax = 60
+	// tagOperationsMax does so with the keys of one tag together.
+	tagOperationsMax = 250
 	// keyUnknownMax retires a key after so many unknown writes, each of which may double the search.
 	keyUnknownMax = 8
 	// listElementsMax retires a key once its list is this long.
@@ -62,7 +69,8 @@ type Config struct {
 	Workload string
 	// Clients is the number of concurrent clients, 1 to 1,000.
 	Clients int
-	// Keys is the number of keys in use at one time; for set and session it is that of each client.
+	// Keys is the number of keys in use at one time; for set and session it is that of each client, for batch that of tags,
+	// and expiry has sixteen times as many.
 	Keys int
 	// Operations ends the run after so many operations; 0 leaves it to the context.
 	Operations int
@@ -261,7 +269,7 @@ func (w *Workload) finish(ctx context.Context, t Target, h *History, client int,
 func (w *Workload) Check(h *History, timeout time.Duration) Report {
 	results := []Result{CheckValues(h)}
 	switch w.cfg.Workload {
-	case WorkloadRegister, WorkloadCAS:
+	case WorkloadRegister, WorkloadCAS, WorkloadExpiry:
 		results = append(results, CheckLinearizable(h, timeout))
 	case WorkloadAppend:
 		results = append(results, CheckAppend(h), CheckLinearizable(h, timeout))
@@ -271,6 +279,8 @@ func (w *Workload) Check(h *History, timeout time.Duration) Report {
 		results = append(results, CheckCausal(h, CausalOptions{Overlap: w.cfg.Overlap}))
 	case WorkloadSession:
 		results = append(results, CheckSession(h, false))
+	case WorkloadBatch:
+		results = append(results, CheckBatches(h, timeout))
 	case WorkloadMixed:
 		results = append(results, CheckMixed(h, timeout, w.cfg.Settles))
 	}

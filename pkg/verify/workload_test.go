@@ -82,6 +82,8 @@ func TestWorkloadsFindWhatIsWrongWithABrokenCluster(t *testing.T) {
 		WorkloadSet:      {lostWrite, oldestWins, thinReplication, deleteUndone},
 		WorkloadCausal:   {lostWrite, contextIgnored, contextTooMuch, thinReplication, deleteUndone},
 		WorkloadMixed:    {staleRead, lostWrite, failedApplied, mixedUp},
+		WorkloadBatch:    {staleRead, lostWrite, conditionFree, deleteUndone, halfBatch, tornBatch},
+		WorkloadExpiry:   {staleRead, lostWrite, conditionFree, expiredRead, expiredEarly, removedLate},
 	} {
 		for _, b := range bugs {
 			t.Run(workload+"/"+string(b), func(t *testing.T) {
@@ -107,21 +109,27 @@ func TestWorkloadsFindWhatIsWrongWithABrokenCluster(t *testing.T) {
 // TestWorkloadIsDeterministic steps two workloads of one seed with the same answers.
 func TestWorkloadIsDeterministic(t *testing.T) {
 	for _, name := range Workloads() {
-		run := func() []Op {
-			w, err := NewWorkload(configFor(name), rand.New(rand.NewPCG(7, 7)))
-			require.NoError(t, err)
-			h, f := NewHistory(), newFakeCluster(1, noBug, len(w.Policies()) > 0)
-			target := TargetFunc(func(_ context.Context, _ int, r *kv.Request) (kv.Response, error) { return f.apply(r, plan{}) })
-			for i := 0; ; i++ {
-				task, ok := w.Next(i % 8)
-				if !ok {
-					return h.Ops()
-				}
-				op, res := Record(t.Context(), h, target, i%8, task)
-				w.Done(i%8, op, res)
-			}
+		// In a bubble, where the clock stands still.
+		run := func() (ops []Op) {
+			synctest.Test(t, func(t *testing.T) { ops = stepped(t, name) })
+			return ops
 		}
 		require.Equal(t, run(), run(), name)
+	}
+}
+
+func stepped(t *testing.T, name string) []Op {
+	w, err := NewWorkload(configFor(name), rand.New(rand.NewPCG(7, 7)))
+	require.NoError(t, err)
+	h, f := NewHistory(), newFakeCluster(1, noBug, len(w.Policies()) > 0)
+	target := TargetFunc(func(_ context.Context, _ int, r *kv.Request) (kv.Response, error) { return f.apply(r, plan{}) })
+	for i := 0; ; i++ {
+		task, ok := w.Next(i % 8)
+		if !ok {
+			return h.Ops()
+		}
+		op, res := Record(t.Context(), h, target, i%8, task)
+		w.Done(i%8, op, res)
 	}
 }
 

@@ -54,7 +54,8 @@ type Config struct {
 	Rate int
 	// Clients is the number of concurrent clients, 1 to 256.
 	Clients int
-	// Keys is the number of keys in use at one time; for the set and session workloads that of each client.
+	// Keys is the number of keys in use at one time; for the set and session workloads that of each client, for batch that of
+	// tags, and expiry has sixteen times as many.
 	Keys int
 	// Seed decides what faults come when, and what the clients do. The same seed gives the same plan; what the cluster makes
 	// of it also depends on time.
@@ -99,6 +100,8 @@ func (c Config) Validate() error {
 		u, err := url.Parse(endpoint)
 		check(err == nil && u.Scheme == "http" && u.Host != "", "the endpoint %q is not of the form http://host:port", endpoint)
 	}
+	check(c.Workload != verify.WorkloadExpiry || !slices.Contains(c.Nemeses, Clock),
+		"the workload %s says when values expire, which needs right clocks: leave out the nemesis %s", c.Workload, Clock)
 	_, err := c.decks()
 	errs = append(errs, err)
 	return errors.Join(errs...)
@@ -116,13 +119,19 @@ func (c Config) size() int {
 // eventual reports whether the workload writes at level eventual.
 func (c Config) eventual() bool {
 	switch c.Workload {
-	case verify.WorkloadRegister, verify.WorkloadCAS, verify.WorkloadAppend:
+	case verify.WorkloadRegister, verify.WorkloadCAS, verify.WorkloadAppend, verify.WorkloadBatch, verify.WorkloadExpiry:
 		return false
 	}
 	return true
 }
 
-func (c Config) decks() ([][]string, error) { return choose(c.Nemeses, c.size(), c.attached()) }
+func (c Config) decks() ([][]string, error) {
+	decks, err := choose(c.Nemeses, c.size(), c.attached())
+	if c.Workload == verify.WorkloadExpiry {
+		decks = slices.DeleteFunc(decks, func(faults []string) bool { return slices.Contains(faults, Clock) })
+	}
+	return decks, err
+}
 
 // workload translates what of the configuration concerns the workload. The prefix keeps runs apart that share a cluster.
 func (c Config) workload(prefix string, overlap bool) verify.Config {

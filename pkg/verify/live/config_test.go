@@ -22,6 +22,7 @@ func TestConfigurationsThatMakeNoSenseAreRefusedWithAReason(t *testing.T) {
 		"is not a network":      func(c *Config) { c.Network = "tc" },
 		"needs at least 2":      func(c *Config) { c.Nodes, c.Nemeses = 1, []string{"partition"} },
 		"not of the form":       func(c *Config) { c.Endpoints = []string{"localhost:8081"} },
+		"needs right clocks":    func(c *Config) { c.Workload, c.Nemeses = verify.WorkloadExpiry, []string{"kill", "clock"} },
 		"started by this":       func(c *Config) { c.Endpoints, c.Network = []string{"http://a:1"}, NetworkNetns },
 		"needs control over":    func(c *Config) { c.Endpoints, c.Nemeses = []string{"http://a:1", "http://a:2"}, []string{"kill"} },
 		"possible are none, pa": func(c *Config) { c.Endpoints, c.Nemeses = []string{"http://a:1", "http://a:2"}, []string{"power"} },
@@ -43,6 +44,11 @@ func TestAllStandsForEveryNemesisThatTheClusterAllows(t *testing.T) {
 	decks, err = choose([]string{"all"}, 1, false)
 	require.NoError(t, err)
 	require.Len(t, decks, 6, "one node has nobody to be cut off from")
+	cfg := DefaultConfig()
+	cfg.Workload, cfg.Nemeses = verify.WorkloadExpiry, []string{"all"}
+	decks, err = cfg.decks()
+	require.NoError(t, err)
+	require.Len(t, decks, 7, "a workload that needs right clocks")
 	decks, err = choose([]string{"none"}, 3, false)
 	require.NoError(t, err)
 	require.Empty(t, decks)

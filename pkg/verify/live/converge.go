@@ -24,9 +24,11 @@ func historyKeys(h *verify.History) []string {
 	seen := map[string]bool{}
 	var keys []string
 	for _, op := range h.Ops() {
-		if !seen[op.Key] {
-			seen[op.Key] = true
-			keys = append(keys, op.Key)
+		for _, key := range op.Keys() {
+			if !seen[key] {
+				seen[key] = true
+				keys = append(keys, key)
+			}
 		}
 	}
 	slices.Sort(keys)

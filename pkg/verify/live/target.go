@@ -69,8 +69,39 @@ func silent(err error) bool {
 
 // at sends the request to one node.
 func (t *target) at(ctx context.Context, node int, r *kv.Request) (kv.Response, error) {
-	result, err := t.clients[node].Do(ctx, *r)
-	return response(&result), err
+	c := t.clients[node]
+	switch r.Op {
+	case kv.OpList:
+		page, err := c.List(ctx, *r.List)
+		return kv.Response{Found: true, Listed: page.Items, More: page.More}, err
+	case kv.OpBatch:
+		return atomicBatch(ctx, c, r)
+	default:
+		result, err := c.Do(ctx, *r)
+		return response(&result), err
+	}
+}
+
+// atomicBatch sends an atomic batch.
+func atomicBatch(ctx context.Context, c *client.Client, r *kv.Request) (kv.Response, error) {
+	operations := make([]kv.Request, len(r.Items))
+	for i := range r.Items {
+		it := &r.Items[i]
+		operations[i] = kv.Request{Op: it.Op, Key: it.Key, Value: it.Value, Condition: it.Condition, TTL: it.TTL}
+	}
+	results, err := c.AtomicBatch(ctx, operations)
+	if err != nil {
+		return kv.Response{}, err
+	}
+	var out kv.Response
+	for i := range results {
+		if results[i].Err != nil {
+			return kv.Response{}, results[i].Err
+		}
+		out.Version, out.Outcome = results[i].Version, results[i].Outcome
+		out.Items = append(out.Items, kv.ItemResult{Found: results[i].Found})
+	}
+	return out, nil
 }
 
 // response turns the Go client's result into the node's answer. Which nodes answered is of no interest here, and the
