@@ -89,7 +89,15 @@ const (
 	zoneBytesMax      = 63
 	// memoryLimitMin is what an idle node needs beside its cache and memtables; below it the collector never rests.
 	memoryLimitMin = 256 * MiB
-	cacheSizeMin   = 8 * MiB
+	// memoryLimitDefault keeps the process below 500 MB, its program text and what the collector overshoots included, also
+	// while it sends or takes a snapshot; see docs/adr/0008-memory-of-a-node.md.
+	memoryLimitDefault = 432 * MiB
+	cacheSizeMin       = 8 * MiB
+	cacheSizeDefault   = 128 * MiB
+	// memtableShare is the share of the memory limit that one memtable may have. Two are the rule, one that is filled and
+	// one that is flushed; writes are refused before there are three, and stop at four.
+	memtableShare = 12
+	memtableMax   = 64 * MiB
 	// diskFreePercentMax keeps half of a disk usable.
 	diskFreePercentMax = 50
 )
@@ -105,13 +113,22 @@ func Default() Config {
 		},
 		Cluster: Cluster{Partitions: partitionsDefault},
 		Process: Process{
-			CacheSize:      256 * MiB,
-			MemoryLimit:    GiB,
+			CacheSize:      cacheSizeDefault,
+			MemoryLimit:    memoryLimitDefault,
 			RequestTimeout: kv.RequestTimeout,
 			DiskFreeMin:    GiB, DiskFreePercent: 5,
 		},
 		Log: Log{Format: "text", Level: slog.LevelInfo},
 	}
+}
+
+// MemtableSize returns the size of the storage engine's memtables, in bytes. They are memory beside the cache, so that they
+// follow from MemoryLimit: were they of one size, a small limit would leave the collector no room to work in.
+func (p Process) MemtableSize() Size {
+	if p.MemoryLimit == 0 {
+		return memtableMax
+	}
+	return min(p.MemoryLimit/memtableShare, memtableMax)
 }
 
 // Resolved returns c with everything filled in that follows from other settings. It reports no nonsense: Validate does.

@@ -270,3 +270,16 @@ func TestResolvedSharesNothingWithItsOrigin(t *testing.T) {
 	require.Equal(t, "n1", c.Cluster.InitialMembers[0])
 	require.Zero(t, c.Cluster.N)
 }
+
+// TestPartsOfTheMemoryLimitFitIntoIt adds up what a node needs at the worst beside garbage: a limit that they fill leaves the
+// collector no room, and the process does little else than collect.
+func TestPartsOfTheMemoryLimitFitIntoIt(t *testing.T) {
+	for _, limit := range []Size{memoryLimitMin, memoryLimitDefault, GiB, 16 * GiB} {
+		p := Default().Process
+		p.MemoryLimit = limit
+		require.LessOrEqual(t, p.CacheSize+4*p.MemtableSize(), limit*9/10, "%v", limit)
+	}
+	require.Equal(t, 64*MiB, Process{}.MemtableSize(), "no limit")
+	require.Equal(t, 64*MiB, Process{MemoryLimit: GiB}.MemtableSize())
+	require.Less(t, int64(Default().Process.MemoryLimit), int64(460_000_000), "a process below 500 MB with what the collector overshoots")
+}

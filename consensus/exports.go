@@ -16,6 +16,8 @@ type export struct {
 	to    kv.NodeID
 	snap  *storage.GroupSnapshot
 	used  time.Time
+	// rows is the memory of the last chunk, for the next one. It belongs to whoever has the snapshot in use.
+	rows []byte
 	// busy says that a request reads the snapshot; closing, that it is to be closed once that is done.
 	busy, closing bool
 }
@@ -151,68 +153,78 @@ func (s *Store) ServePull(ctx context.Context, from kv.NodeID, request []byte) (
 	if err != nil {
 		return nil, kv.Errorf(kv.CodeBadRequest, "%w", err)
 	}
-	var reply pullReply
+	var reply []byte
 	switch p.verb {
 	case pullOpen:
 		reply, err = s.openExport(ctx, from, &p)
 	case pullNext:
-		reply.session = p.session
-		var e *export
-		if e, reply.status = s.exports.use(p.session, p.group, from); reply.status == pullOK {
-			reply, err = s.readExport(ctx, p.session, e, p.after)
+		e, status := s.exports.use(p.session, p.group, from)
+		if status != pullOK {
+			return statusReply(status), nil
 		}
+		reply, err = s.readExport(ctx, p.session, e, p.after)
 	default:
-		reply.status = pullOK
 		s.exports.drop(func(session uint64, e *export) bool { return session == p.session && e.to == from })
+		reply = statusReply(pullOK)
 	}
 	if err != nil {
 		return nil, kv.Errorf(kv.CodeNotReady, "snapshot of group %d: %w", p.group, err)
 	}
-	return reply.append(nil), nil
+	return reply, nil
 }
 
+// statusReply is a reply without rows.
+func statusReply(status pullStatus) []byte { return (&pullReply{status: status}).append(nil) }
+
 // openExport takes a snapshot of a group for a peer. An earlier one for the same peer is given up: nobody waits for it.
-func (s *Store) openExport(ctx context.Context, from kv.NodeID, p *pullRequest) (pullReply, error) {
+func (s *Store) openExport(ctx context.Context, from kv.NodeID, p *pullRequest) ([]byte, error) {
 	if s.views.get(p.group) == nil {
-		return pullReply{status: pullGone}, nil
+		return statusReply(pullGone), nil
 	}
 	s.exports.drop(func(_ uint64, e *export) bool { return e.group == p.group && e.to == from })
 	if !s.exports.reserve(s.cfg.SnapshotSendsMax) {
-		return pullReply{status: pullBusy}, nil
+		return statusReply(pullBusy), nil
 	}
 	snap, err := s.deps.Engine.SnapshotGroup(p.group)
 	if err != nil || snap.Applied().Index < p.least {
 		s.exports.release()
 		if err != nil {
-			return pullReply{}, err
+			return nil, err
 		}
 		snap.Close()
-		return pullReply{status: pullGone}, nil
+		return statusReply(pullGone), nil
 	}
 	e := &export{group: p.group, to: from, snap: snap}
 	session, ok := s.exports.add(e)
 	if !ok {
 		snap.Close()
-		return pullReply{status: pullGone}, nil
+		return statusReply(pullGone), nil
 	}
 	return s.readExport(ctx, session, e, nil)
 }
 
-// readExport reads the next rows of a snapshot that is in use, and ends its use.
-func (s *Store) readExport(ctx context.Context, session uint64, e *export, after []byte) (pullReply, error) {
+// readExport returns the reply with the next rows of a snapshot that is in use, and ends its use. The rows are collected
+// in memory that the snapshot keeps, so that a chunk costs one allocation, its reply: what a transfer leaves to the
+// collector is memory of the node until it runs.
+func (s *Store) readExport(ctx context.Context, session uint64, e *export, after []byte) ([]byte, error) {
 	defer s.exports.put(session, e)
-	rows, next, err := e.snap.AppendRows(nil, after, s.cfg.SnapshotChunkBytes)
+	if e.rows == nil {
+		e.rows = make([]byte, 0, s.cfg.SnapshotChunkBytes)
+	}
+	rows, next, err := e.snap.AppendRows(e.rows[:0], after, s.cfg.SnapshotChunkBytes)
 	if errors.Is(err, storage.ErrSnapshotLost) {
-		return pullReply{status: pullGone}, nil
+		return statusReply(pullGone), nil
 	}
 	if err != nil {
-		return pullReply{}, err
+		return nil, err
 	}
+	e.rows = rows
 	if err := s.pace.wait(ctx, len(rows)); err != nil {
-		return pullReply{}, err
+		return nil, err
 	}
 	s.metrics.snapshotBytes.WithLabelValues(directionSent).Add(float64(len(rows)))
-	return pullReply{status: pullOK, session: session, next: next, rows: rows}, nil
+	reply := pullReply{status: pullOK, session: session, next: next, rows: rows}
+	return reply.append(make([]byte, 0, pullReplyBytesMax+len(next)+len(rows))), nil
 }
 
 // pace spreads bytes evenly over time.

@@ -35,13 +35,16 @@ type installing struct {
 	hard storage.HardState
 	// resume is what else the Ready had that carried the snapshot.
 	resume groupReady
+	// next is what was offered meanwhile; nil for nothing. Its leader need not be the one that the answer goes to.
+	next *pb.Message
 }
 
 // offered handles a MsgSnap. Raft does not get to see it before the data are here: from then on it would believe that
 // this replica has them.
 func (l *loop) offered(g *group, m *pb.Message) {
 	if g.install != nil {
-		return // its answer says how far this replica is
+		g.install.next = m
+		return
 	}
 	meta := m.GetSnapshot().GetMetadata()
 	st := g.rn.BasicStatus()
@@ -120,9 +123,6 @@ func (l *loop) fetched(g *group, o *offer, stage *storage.Stage, err error) {
 		l.log.Warn("a snapshot could not be fetched; the leader will offer another", "group", g.id,
 			"from", o.msg.GetFrom(), "error", err)
 		l.dropOffer(g, resultFailed)
-		if o.next != nil && g.stopped == nil {
-			l.offered(g, o.next)
-		}
 		return
 	}
 	a := stage.Applied()
@@ -134,13 +134,16 @@ func (l *loop) fetched(g *group, o *offer, stage *storage.Stage, err error) {
 	l.check(g, g.step(m))
 }
 
-// dropOffer forgets an offer and what was fetched of it.
+// dropOffer forgets an offer and what was fetched of it, and turns to what was offered meanwhile.
 func (l *loop) dropOffer(g *group, result string) {
 	o := g.offer
 	g.offer = nil
 	l.metrics.snapshots.WithLabelValues(directionReceived, result).Inc()
 	if o.stage != nil {
 		l.running.Go(o.stage.Discard)
+	}
+	if o.next != nil && g.stopped == nil {
+		l.offered(g, o.next)
 	}
 }
 
@@ -152,7 +155,7 @@ func (l *loop) beginInstall(g *group, hard *pb.HardState, m *pb.Message) {
 	g.offer = nil
 	in := &installing{
 		pos:  causal.Position{Term: meta.GetTerm(), Index: meta.GetIndex()},
-		conf: meta.GetConfState(), hard: g.log.hard,
+		conf: meta.GetConfState(), hard: g.log.hard, next: o.next,
 		resume: groupReady{append: true, mustSync: true, hard: hard, entries: m.GetEntries(), responses: m.GetResponses()},
 	}
 	if !raft.IsEmptyHardState(hard) {
@@ -220,6 +223,9 @@ func (l *loop) installed(g *group, err error) {
 	l.releaseBarriers(g)
 	g.resumed = &in.resume
 	l.touch(g)
+	if in.next != nil {
+		l.offered(g, in.next)
+	}
 }
 
 // resume goes on with the Ready that carried a snapshot, now that it is installed. Its responses say so to the leader.

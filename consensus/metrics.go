@@ -59,6 +59,8 @@ type metrics struct {
 	truncations   prometheus.Counter
 	snapshots     *prometheus.CounterVec
 	snapshotBytes *prometheus.CounterVec
+
+	offersRepeated prometheus.Counter
 }
 
 // newMetrics registers the store's metrics, unless there is no registerer.
@@ -112,6 +114,7 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 	}
 	m.truncations = counter("truncations_total", "Times the front of a group's log was dropped.")
 	m.snapshots = counters("snapshots_total", "Snapshots that ended, by direction and how.", "direction", "result")
+	m.offersRepeated = counter("snapshot_offers_repeated_total", "Offers of a snapshot that were sent again because nothing was heard of them.")
 	m.snapshotBytes = counters("snapshot_bytes_total", "Bytes of snapshots' rows, by direction.", "direction")
 	reading("log_bytes", "Size of the logs of all groups.", s.logBytes)
 	reading("inbox_bytes", "Messages from peers that wait for the loop.", s.inboxBytes)

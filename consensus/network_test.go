@@ -17,6 +17,8 @@ type network struct {
 	delay time.Duration
 	// observe sees every frame before it is sent; nil for nothing.
 	observe func(from, to kv.NodeID, frame []byte)
+	// lose swallows the frames that it returns true for; nil for none.
+	lose func(from, to kv.NodeID, frame []byte) bool
 
 	mu      sync.Mutex
 	inboxes map[kv.NodeID]func(from kv.NodeID, frame []byte)
@@ -52,6 +54,9 @@ func (s sender) Send(to kv.NodeID, frame []byte) bool {
 	}
 	if s.net.observe != nil {
 		s.net.observe(s.from, to, frame)
+	}
+	if s.net.lose != nil && s.net.lose(s.from, to, frame) {
+		return true
 	}
 	return s.net.send(s.from, to, frame)
 }

@@ -91,6 +91,9 @@ type pullReply struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// pullReplyBytesMax is what a reply takes beside next and rows: format, status, session, the length of next, checksum.
+const pullReplyBytesMax = 1 + 1 + 8 + binary.MaxVarintLen64 + 4
+
 func (p *pullReply) append(dst []byte) []byte {
 	dst = append(dst, pullFormat, byte(p.status))
 	dst = binary.LittleEndian.AppendUint64(dst, p.session)

@@ -16,7 +16,16 @@ import (
 type send struct {
 	index uint64
 	since time.Time
+	// offer is what Raft said, offered when it was last sent and repeats how often it was sent again: nobody acknowledges an
+	// offer, and the answer to the snapshot may get lost like any other message.
+	offer   *pb.Message
+	offered time.Time
+	repeats int
 }
+
+// offerRepeatsMax bounds how often one offer is repeated. It also bounds how often a follower can begin anew that fails
+// every time, and by that for how long the log is kept for it.
+const offerRepeatsMax = 8
 
 // offerable returns what a snapshot of the group would hold now, and no configuration while none may be sent: when as
 // many as may be are under way, or the last one has just failed.
@@ -36,7 +45,8 @@ func (l *loop) noteSend(g *group, m *pb.Message) {
 	if _, again := g.sends[to]; !again {
 		l.sending++
 	}
-	g.sends[to] = send{index: m.GetSnapshot().GetMetadata().GetIndex(), since: time.Now()}
+	now := time.Now()
+	g.sends[to] = send{index: m.GetSnapshot().GetMetadata().GetIndex(), since: now, offer: m, offered: now}
 	l.log.Info("offering a snapshot", "group", g.id, "to", to, "index", g.sends[to].index)
 }
 
@@ -61,8 +71,29 @@ func (l *loop) checkSends(g *group) {
 			l.endSend(g, to, resultFailed)
 		case time.Since(l.lastSign(g, to, s)) > l.cfg.SnapshotIdle:
 			l.failSend(g, to)
+		default:
+			l.repeatOffer(g, to)
 		}
 	}
+}
+
+// repeatOffer offers a snapshot again to a follower that has not asked for it, or has stopped asking, for as long as an
+// election takes: the offer, or what the follower said about the snapshot, may be lost. A follower that is busy with this
+// very offer, or waits for its turn, takes no notice; one that has installed the snapshot says so once more.
+func (l *loop) repeatOffer(g *group, to kv.NodeID) {
+	s := g.sends[to]
+	last := s.offered
+	if s.since.After(last) {
+		last = s.since
+	}
+	if s.repeats >= offerRepeatsMax || time.Since(last) < time.Duration(l.cfg.ElectionTicks)*l.cfg.TickInterval {
+		return
+	}
+	s.repeats++
+	s.offered = time.Now()
+	g.sends[to] = s
+	l.metrics.offersRepeated.Inc()
+	l.outbox.add(g.id, s.offer)
 }
 
 // lastSign returns when the follower was last known to be after the snapshot.

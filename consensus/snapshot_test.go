@@ -30,10 +30,13 @@ func tinyLogs(cfg *Config) {
 }
 
 // tiny runs f with three started nodes that keep short logs, and one group.
-func tiny(t *testing.T, f func(c *cluster)) {
+func tiny(t *testing.T, f func(c *cluster), tweaks ...func(*Config)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3, time.Millisecond)
 		tinyLogs(&c.cfg)
+		for _, tweak := range tweaks {
+			tweak(&c.cfg)
+		}
 		defer c.close()
 		c.startAll()
 		c.bootstrap(1)

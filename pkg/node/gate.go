@@ -1,12 +1,16 @@
 package node
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 // gate lets work in until it is shut, and lets whoever shuts it wait until all of it has left: nothing may touch the
 // storage once it is being closed.
 type gate struct {
-	// closing is closed when the gate is shut.
-	closing chan struct{}
+	// closing ends when the gate is shut, and is the parent of what must not hold that up. shutting ends it.
+	closing  context.Context
+	shutting context.CancelFunc
 
 	mu     sync.Mutex // guards what follows
 	inside int
@@ -14,7 +18,11 @@ type gate struct {
 	empty  chan struct{} // closed once the gate is shut and nobody is inside
 }
 
-func newGate() *gate { return &gate{closing: make(chan struct{}), empty: make(chan struct{})} }
+func newGate() *gate {
+	g := &gate{empty: make(chan struct{})}
+	g.closing, g.shutting = context.WithCancel(context.Background())
+	return g
+}
 
 // enter reports whether the work may begin. If so, leave must follow.
 func (g *gate) enter() bool {
@@ -36,24 +44,11 @@ func (g *gate) leave() {
 	}
 }
 
-// whenClosing has f called when the gate is shut, unless what it returns was called before.
-func (g *gate) whenClosing(f func()) (forget func()) {
-	done := make(chan struct{})
-	go func() {
-		select {
-		case <-g.closing:
-			f()
-		case <-done:
-		}
-	}()
-	return func() { close(done) }
-}
-
 // close shuts the gate, once, and waits until everybody has left.
 func (g *gate) close() {
 	g.mu.Lock()
 	g.shut = true
-	close(g.closing)
+	g.shutting()
 	if g.inside == 0 {
 		close(g.empty)
 	}

@@ -18,7 +18,7 @@ func TestStorageIsClosedOnlyOnceEverybodyHasLeft(t *testing.T) {
 			g.close()
 			close(shut)
 		}()
-		<-g.closing
+		<-g.closing.Done()
 		require.False(t, g.enter(), "nobody enters a gate that is shut")
 		g.leave()
 		synctest.Wait()

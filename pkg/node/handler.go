@@ -95,9 +95,8 @@ func (h handler) HandleExchange(from kv.NodeID, payload []byte, reply func([]byt
 // HandlePull serves a part of a snapshot.
 func (h handler) HandlePull(from kv.NodeID, payload []byte, reply func([]byte, error)) {
 	h.spawn(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), h.n.cfg.Consensus.SnapshotPullTimeout)
+		ctx, cancel := context.WithTimeout(h.n.gate.closing, h.n.cfg.Consensus.SnapshotPullTimeout)
 		defer cancel()
-		defer h.n.gate.whenClosing(cancel)()
 		reply(h.n.strong.ServePull(ctx, from, payload))
 	})
 }

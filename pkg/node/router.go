@@ -143,7 +143,7 @@ func (n *Node) routeStrong(ctx context.Context, rt route) (kv.Response, error) {
 		select {
 		case <-ctx.Done():
 			return kv.Response{}, err
-		case <-n.gate.closing:
+		case <-n.gate.closing.Done():
 			return kv.Response{}, err
 		case <-time.After(retryInterval):
 		}
