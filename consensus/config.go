@@ -93,6 +93,11 @@ type Config struct {
 	// SyncsMax bounds the batches that are being synced. Default 256. Beyond it the loop waits for the disk; a leader
 	// whose disk hangs for that long loses its groups to nodes whose disks do not.
 	SyncsMax int
+	// SyncsAheadMax is how many batches may be on their way to the disk while proposals, and eventual writes that would need
+	// a batch of their own, are still taken. Default 1: what is written next is filled while one is being synced.
+	// What comes meanwhile waits and then shares entries, messages and a batch; without that bound a busy node makes its
+	// iterations as small as its clients' operations are apart, and pays for each.
+	SyncsAheadMax int
 
 	// CampaignTicks is how often the preferred voter of a group campaigns until the group has a leader, and
 	// CampaignTicksMax for how long it does so before it leaves the matter to ordinary election timeouts. Defaults
@@ -142,6 +147,7 @@ func DefaultConfig() Config {
 		FillBytesMax:           64 << 20,
 		BatchBytesMax:          4 << 20,
 		SyncsMax:               256,
+		SyncsAheadMax:          1,
 		CampaignTicks:          3,
 		CampaignTicksMax:       300,
 		BalanceTicks:           50,
@@ -189,6 +195,7 @@ func (c Config) Validate() error {
 	positive("fill bytes", float64(c.FillBytesMax))
 	positive("batch bytes", float64(c.BatchBytesMax))
 	positive("syncs", float64(c.SyncsMax))
+	positive("syncs ahead", float64(c.SyncsAheadMax))
 	positive("campaign ticks", float64(c.CampaignTicks))
 	positive("balance ticks", float64(c.BalanceTicks))
 	positive("balance cooldown", float64(c.BalanceCooldownTicks))

@@ -60,6 +60,8 @@ type loop struct {
 	// began is when the loop did; its monotonic reading tells how long ago that is.
 	began  time.Time
 	drains []*drain
+	// extending says that the clock's ceiling is being moved.
+	extending bool
 	// again asks for another iteration without waiting for mail.
 	again bool
 	// failure ends the loop: storage cannot be trusted with another write.
@@ -340,7 +342,11 @@ func (l *loop) proposeBusy() {
 			l.askLeader(g)
 			continue
 		}
-		if !g.transferring && len(g.queue) > 0 {
+		switch {
+		case g.transferring || len(g.queue) == 0:
+		case l.crowded():
+			l.work(g) // until a sync completes, which begins another iteration
+		default:
 			l.proposeQueue(g)
 		}
 		if g.stopped == nil && g.mayRead() && g.barriers.issue(l.rounds+1, l.ticks, l.cfg.BarrierRoundsMax) {

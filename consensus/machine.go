@@ -10,22 +10,35 @@ import (
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
-// kvMachine is the state machine of the partitions' groups: S, the strong lane's state. It keeps nothing in memory.
+// kvMachine is the state machine of a partition's group: S, the strong lane's state. In memory it keeps only some of what
+// storage holds of its sessions.
 //
 // A put's stamp is its entry's own position, so that it replaces everything stamped before it without looking. Reading S
 // there, only to say whether the key existed, took a third of the lane's CPU on every replica. A delete leaves a tombstone
 // with such a stamp, also when there was nothing to delete: an older eventual write that arrives late must still find
 // out that it is older.
-type kvMachine struct{ state storage.State }
+type kvMachine struct {
+	state  storage.State
+	memory memory
+}
 
-var _ Machine = kvMachine{}
+var (
+	_ Machine  = (*kvMachine)(nil)
+	_ Restorer = (*kvMachine)(nil)
+)
+
+// Restored implements Restorer.
+func (m *kvMachine) Restored() error {
+	m.memory = memory{}
+	return nil
+}
 
 // Apply implements Machine. The replies are *WriteReply. Everything is read and decided before anything is written, so
 // that an entry which cannot be applied leaves the batch alone.
-func (m kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
+func (m *kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 	ops := make([]command, len(e.Commands))
 	replies := make([]WriteReply, len(e.Commands))
-	known := sessions{state: m.state, group: e.Group}
+	known := sessions{memory: &m.memory, state: m.state, group: e.Group}
 	var gone []lapsed
 	for i, raw := range e.Commands {
 		op, err := decodeCommand(raw)
@@ -39,6 +52,7 @@ func (m kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 			replies[i], err = m.decide(&op, e, &known, &gone)
 		}
 		if err != nil {
+			m.memory = memory{} // what this entry has changed there will not be written
 			return nil, fmt.Errorf("group %d, entry %d, command %d: %w", e.Group, e.Pos.Index, i, err)
 		}
 		ops[i] = op
@@ -75,7 +89,7 @@ func write(b *storage.Batch, e Committed, op *WriteOp, stamp causal.Stamp) {
 }
 
 // decide returns what a command does, unless it did so before: then, what it did.
-func (m kvMachine) decide(op *command, e Committed, known *sessions, gone *[]lapsed) (WriteReply, error) {
+func (m *kvMachine) decide(op *command, e Committed, known *sessions, gone *[]lapsed) (WriteReply, error) {
 	if op.ID.IsZero() {
 		return m.decideNew(&op.WriteOp, e, gone)
 	}
@@ -91,7 +105,7 @@ func (m kvMachine) decide(op *command, e Committed, known *sessions, gone *[]lap
 		return reply, err
 	}
 	if reply, err = m.decideNew(&op.WriteOp, e, gone); err == nil {
-		s.remember(op, reply)
+		known.remember(s, op, reply)
 	}
 	return reply, err
 }
@@ -100,7 +114,7 @@ func (m kvMachine) decide(op *command, e Committed, known *sessions, gone *[]lap
 //
 // To a command that writes nothing a key that it found expired is gone as well, so that it stays gone: what the command
 // answered must not be taken back by a later entry with an earlier time.
-func (m kvMachine) decideNew(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
+func (m *kvMachine) decideNew(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
 	before := len(*gone)
 	reply, err := m.decideAll(op, e, gone)
 	if reply.Applied {
@@ -109,7 +123,7 @@ func (m kvMachine) decideNew(op *WriteOp, e Committed, gone *[]lapsed) (WriteRep
 	return reply, err
 }
 
-func (m kvMachine) decideAll(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
+func (m *kvMachine) decideAll(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
 	if op.Batch == nil {
 		return m.decideWrite(op, e, gone)
 	}
@@ -128,7 +142,7 @@ func (m kvMachine) decideAll(op *WriteOp, e Committed, gone *[]lapsed) (WriteRep
 }
 
 // decideWrite returns what a put or a delete does. It reads the key's row only where the answer depends on it.
-func (m kvMachine) decideWrite(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
+func (m *kvMachine) decideWrite(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
 	var s storage.Strong
 	var found bool
 	if op.Delete || op.Condition.Kind != kv.ConditionNone {

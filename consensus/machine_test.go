@@ -19,7 +19,7 @@ type testMachine struct {
 	t      failer
 	fs     *vfs.MemFS
 	engine *storage.Engine
-	m      kvMachine
+	m      *kvMachine
 	index  uint64
 	now    time.Duration // since 1970, of the entries
 	term   uint64
@@ -40,7 +40,7 @@ func newTestMachine(t failer) *testMachine {
 	cfg.CacheBytes, cfg.MemtableBytes = 1<<20, 1<<20
 	e, err := storage.Open("data", cfg, storage.Deps{FS: fs})
 	require.NoError(t, err)
-	return &testMachine{t: t, fs: fs, engine: e, m: kvMachine{state: e.State()}, index: 1, now: 400_000 * time.Hour, term: 1}
+	return &testMachine{t: t, fs: fs, engine: e, m: &kvMachine{state: e.State()}, index: 1, now: 400_000 * time.Hour, term: 1}
 }
 
 // apply applies one entry with the commands.

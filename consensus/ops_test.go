@@ -136,6 +136,7 @@ func TestDeadlineBeforeTheProposalMeansNotApplied(t *testing.T) {
 		_, found, err := c.get(c.timeout(time.Second), 0, "k")
 		require.NoError(t, err)
 		require.False(t, found)
+		synctest.Wait() // the loop had to move the clock's ceiling first
 		require.Zero(t, n.store.pendingBytes.Load())
 	})
 }

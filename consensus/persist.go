@@ -98,6 +98,9 @@ func (l *loop) completeSyncs(durable uint64, err error) {
 	l.stepLocal()
 }
 
+// crowded reports whether enough batches are on their way to the disk. What can wait then does, until one is there.
+func (l *loop) crowded() bool { return len(l.syncing) >= l.cfg.SyncsAheadMax }
+
 // persist puts what all groups and the eventual lane have to write into one batch and starts its sync. Commit indexes
 // alone need no sync; a batch of nothing else is returned instead, to go along with what is applied next.
 func (l *loop) persist() *storage.Batch {
@@ -121,7 +124,10 @@ func (l *loop) persist() *storage.Batch {
 	}
 	l.truncate(b)
 	logBytes := b.Len()
-	dones := l.takeFills(b)
+	var dones []func(error)
+	if mustSync || !l.crowded() {
+		dones = l.takeFills(b)
+	}
 	if !mustSync && len(dones) == 0 {
 		return b
 	}
@@ -151,9 +157,9 @@ func (l *loop) persist() *storage.Batch {
 	return nil
 }
 
-// mustPersist reports whether there is anything to write.
+// mustPersist reports whether there is anything to write that should not wait.
 func (l *loop) mustPersist() bool {
-	if len(l.fills) > 0 {
+	if len(l.fills) > 0 && !l.crowded() {
 		return true
 	}
 	for _, g := range l.readied {

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -22,12 +23,19 @@ type localStep struct {
 func (l *loop) proposeQueue(g *group) {
 	entries, rest := l.packer.pack(g.queue)
 	g.queue = rest
-	for _, packed := range entries {
+	for i, packed := range entries {
+		now, ok := l.deps.Clock.TryNow()
+		if !ok {
+			g.queue = append(slices.Concat(entries[i:]...), rest...)
+			l.extendClock()
+			l.work(g) // until the clock's ceiling has moved, which begins another iteration
+			return
+		}
 		ops := claim(packed, l.Store)
 		if len(ops) == 0 {
 			continue
 		}
-		if !l.propose(g, ops) {
+		if !l.propose(g, ops, now) {
 			break
 		}
 	}
@@ -51,14 +59,29 @@ func claim(ops []*op, s *Store) []*op {
 	return kept
 }
 
-// propose makes one entry of the operations. It reports whether the group can take another.
-func (l *loop) propose(g *group, ops []*op) bool {
-	now, err := l.deps.Clock.Now()
-	if err != nil {
-		l.finishAll(ops, stopped(kv.OutcomeNotApplied))
-		l.fail(err)
-		return false
+// extendClock moves the clock's ceiling beside the loop, which must not wait for the disk: a leader that does sends no
+// heartbeats meanwhile. What has to be proposed waits; so it does for the same disk anyway.
+func (l *loop) extendClock() {
+	if l.extending {
+		return
 	}
+	l.extending = true
+	l.running.Go(func() {
+		err := l.deps.Clock.ExtendAhead()
+		l.inbox.post(func(m *mail) bool {
+			m.controls = append(m.controls, func(l *loop) {
+				l.extending = false
+				if err != nil {
+					l.fail(err)
+				}
+			})
+			return true
+		})
+	})
+}
+
+// propose makes one entry of the operations. It reports whether the group can take another.
+func (l *loop) propose(g *group, ops []*op, now causal.HLC) bool {
 	l.sequence++
 	l.entry = appendEntryHeader(l.entry[:0], entryHeader{
 		proposer: l.deps.Self, sequence: l.sequence, time: now, uptime: time.Since(l.began), commands: len(ops),
@@ -253,6 +276,9 @@ func (l *loop) deliver(g *group, responses []*pb.Message) {
 
 // flush sends one frame to each peer that has messages.
 func (l *loop) flush() {
+	if !l.crowded() {
+		l.outbox.tell()
+	}
 	for _, p := range l.outbox.order {
 		l.frame, l.inside = p.frames(l.frame, l.inside, l.cfg.FrameBytesMax, func(frame []byte, inside []kv.GroupID) {
 			if l.deps.Sender.Send(p.to, frame) {

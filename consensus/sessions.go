@@ -61,8 +61,10 @@ type session struct {
 	// era is that of the row that was read; meaningless unless found.
 	era   uint64
 	found bool
-	// changed is set once an operation was added.
+	// changed is set once an operation was added, until the row was written.
 	changed bool
+	// size is what the session counts for in the memory.
+	size int
 }
 
 // recall returns the reply to a command that was applied before, or that must not be applied.
@@ -95,7 +97,6 @@ func (s *session) remember(c *command, reply WriteReply) {
 	} else {
 		s.records = slices.Insert(s.records, i, r)
 	}
-	s.changed = true
 	s.floor = max(s.floor, c.ID.Floor)
 	if excess := len(s.records) - sessionRecordsMax; excess > 0 {
 		s.floor = max(s.floor, s.records[excess].sequence)
@@ -104,64 +105,113 @@ func (s *session) remember(c *command, reply WriteReply) {
 	s.records = s.records[below:]
 }
 
+// memoryBytesMax bounds the rows that a group's memory stands for.
+const memoryBytesMax = 1 << 20
+
+// memory is what a group's machine keeps of its dedup rows, so that an entry need not read them: both the clock and a busy
+// session have had so many versions of late that finding the latest was a tenth of the lane's CPU. It never holds anything
+// that storage does not, and may forget anything at any time.
+type memory struct {
+	clock groupClock
+	// read says that clock was read, found that there is one.
+	read, found bool
+	byName      map[string]*session
+	bytes       int // of the sessions' rows
+}
+
+// keep notes that a session was written, as a row of the size.
+func (m *memory) keep(s *session, size int) {
+	m.bytes += size - s.size
+	s.size = size
+}
+
+// trim forgets sessions, whichever, until the rest is within the bound.
+func (m *memory) trim() {
+	for name, s := range m.byName {
+		if m.bytes <= memoryBytesMax {
+			return
+		}
+		m.bytes -= s.size
+		delete(m.byName, name)
+	}
+}
+
 // sessions are those that one entry needs. Commands of an entry see what those before them did here, so that an entry
 // which holds one operation twice applies it once.
 type sessions struct {
+	*memory
 	state storage.State
 	group kv.GroupID
 	// clock is the group's after the entry, and before what it was before. clockMoved says that it has to be written.
 	clock, before groupClock
 	clockMoved    bool
 	opened        bool
-	byName        map[string]*session
-	order         []*session
+	changed       []*session
 }
 
-// open reads the group's clock. Nothing is read for an entry whose commands have no ids.
+// open looks at the group's clock. Nothing is read for an entry whose commands have no ids.
 func (t *sessions) open(e Committed) (err error) {
 	if t.opened {
 		return nil
 	}
-	found := false
-	if t.before, found, err = readGroupClock(t.state, t.group); err != nil {
-		return err
+	if !t.read {
+		if t.memory.clock, t.found, err = readGroupClock(t.state, t.group); err != nil {
+			return err
+		}
+		t.read, t.byName = true, make(map[string]*session)
 	}
+	t.before = t.memory.clock
 	t.clock, t.clockMoved = t.before.after(e)
-	t.clockMoved = t.clockMoved || !found
-	t.opened, t.byName = true, make(map[string]*session)
+	t.clockMoved = t.clockMoved || !t.found
+	t.opened = true
 	return nil
 }
 
-// find returns the session, a new one when the group does not know it.
+// find returns the session, a new one when the group does not know it, or does not any more.
 func (t *sessions) find(name []byte) (*session, error) {
-	if s := t.byName[string(name)]; s != nil {
+	s := t.byName[string(name)]
+	if s != nil && (!s.found || t.clock.era-s.era < erasKept) {
 		return s, nil
+	}
+	if s != nil {
+		t.keep(s, 0)
 	}
 	s, err := readSession(t.state, t.group, name, t.clock.era)
 	if err != nil {
 		return nil, err
 	}
 	t.byName[string(name)] = s
-	t.order = append(t.order, s)
 	return s, nil
+}
+
+// remember adds an operation that was not known.
+func (t *sessions) remember(s *session, c *command, reply WriteReply) {
+	if !s.changed {
+		s.changed = true
+		t.changed = append(t.changed, s)
+	}
+	s.remember(c, reply)
 }
 
 // write adds what changed to the batch.
 func (t *sessions) write(b *storage.Batch) {
 	var key, row []byte
-	for _, s := range t.order {
-		if !s.changed {
-			continue
-		}
+	for _, s := range t.changed {
 		if s.found && s.era != t.clock.era {
 			b.DeleteDedup(t.group, appendSessionKey(nil, s.era, s.name))
 		}
 		key, row = appendSessionKey(key[:0], t.clock.era, s.name), appendSession(row[:0], s)
 		b.SetDedup(t.group, key, row)
+		s.era, s.found, s.changed = t.clock.era, true, false
+		t.keep(s, len(row))
+	}
+	if t.opened {
+		t.trim()
 	}
 	if !t.clockMoved {
 		return
 	}
+	t.memory.clock, t.found = t.clock, true
 	b.SetDedup(t.group, []byte{dedupClock}, t.clock.encode())
 	if t.clock.era != t.before.era && t.clock.era >= erasKept {
 		b.DeleteDedupRange(t.group, appendSessionKey(nil, 0, nil), appendSessionKey(nil, t.clock.era-erasKept+1, nil))
@@ -175,7 +225,7 @@ func readSession(rows dedupRows, g kv.GroupID, name []byte, era uint64) (*sessio
 			return s, err
 		}
 	}
-	return &session{name: name}, nil
+	return &session{name: slices.Clone(name)}, nil
 }
 
 // readSessionAt returns the session's row under one era, nil when there is none.
@@ -188,7 +238,7 @@ func readSessionAt(rows dedupRows, g kv.GroupID, name []byte, era uint64) (*sess
 	if err != nil {
 		return nil, fmt.Errorf("session %x of group %d: %w", name, g, err)
 	}
-	s.name, s.era, s.found = name, era, true
+	s.name, s.era, s.found = slices.Clone(name), era, true
 	return s, nil
 }
 

@@ -27,7 +27,6 @@ type Store struct {
 	metrics *metrics
 	inbox   *inbox
 	views   views
-	machine kvMachine
 	// contextPrefix makes read contexts of this process differ from those of every other.
 	contextPrefix [8]byte
 
@@ -67,8 +66,7 @@ func New(cfg Config, deps Deps) (*Store, error) {
 	}
 	s := &Store{
 		cfg: cfg, deps: deps, log: deps.Logger.With("component", "consensus"), inbox: newInbox(),
-		machine: kvMachine{state: deps.Engine.State()}, bootstrapping: make(chan struct{}, 1),
-		ended: make(chan struct{}),
+		bootstrapping: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 	s.ops.New = func() any { return &op{done: make(chan struct{}, 1)} }
 	if _, err := rand.Read(s.contextPrefix[:]); err != nil {
@@ -96,10 +94,10 @@ func New(cfg Config, deps Deps) (*Store, error) {
 	return s, nil
 }
 
-// machineOf returns the state machine of a group.
+// machineOf returns a state machine for a group.
 func (s *Store) machineOf(g kv.GroupID) (Machine, error) {
 	if g != kv.MetaGroup {
-		return s.machine, nil
+		return &kvMachine{state: s.deps.Engine.State()}, nil
 	}
 	if s.deps.Meta == nil {
 		return nil, errors.New("consensus: this node's disk holds a replica of the metadata group, which needs its state machine")

@@ -160,7 +160,7 @@ func TestCoalescing(t *testing.T) {
 	o := newOutbox()
 	types := map[string]pb.MessageType{
 		"ack": pb.MsgAppResp, "reject": pb.MsgAppResp, "heartbeat": pb.MsgHeartbeat, "beat-ack": pb.MsgHeartbeatResp,
-		"append": pb.MsgApp, "vote": pb.MsgVoteResp,
+		"append": pb.MsgApp, "news": pb.MsgApp, "vote": pb.MsgVoteResp,
 	}
 	describe := func(frame []byte) string {
 		in, err := decodeFrame(frame)
@@ -192,8 +192,12 @@ func TestCoalescing(t *testing.T) {
 			d.MaybeScanArgs(t, "ctx", &ctx)
 			kind := d.CmdArgs[0].Key
 			m := &pb.Message{Type: types[kind].Enum(), To: new(to), From: new(uint64(9)), Term: new(term), Index: new(index)}
-			if kind == "reject" {
+			switch kind {
+			case "reject":
 				m.Reject = new(true)
+			case "append":
+				m.Entries = []*pb.Entry{{}}
+			default:
 			}
 			if ctx != "" {
 				m.Context = []byte(ctx)
@@ -203,6 +207,9 @@ func TestCoalescing(t *testing.T) {
 		case "flush":
 			bytesMax := 1 << 20
 			d.MaybeScanArgs(t, "bytes", &bytesMax)
+			if !d.HasArg("crowded") {
+				o.tell()
+			}
 			var b strings.Builder
 			for _, p := range o.order {
 				p.frames(nil, nil, bytesMax, func(frame []byte, _ []kv.GroupID) {

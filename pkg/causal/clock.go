@@ -79,22 +79,39 @@ func NewClock(cfg ClockConfig, deps ClockDeps) (*Clock, error) {
 	return &Clock{cfg: cfg, deps: deps, last: deps.Ceiling, ceiling: deps.Ceiling}, nil
 }
 
+// TryNow is Now for those who must not wait: false means that the ceiling was reached, and that Promise or ExtendAhead has
+// to move it first.
+func (c *Clock) TryNow() (HLC, bool) {
+	wall := c.wall()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.issue(wall)
+}
+
+// issue returns the next reading if it is below the ceiling. mu must be held.
+func (c *Clock) issue(wall HLC) (HLC, bool) {
+	next := max(c.last+1, wall)
+	if mutant.Planted == mutant.DotRepeated {
+		next = max(c.last, wall)
+	}
+	if next >= c.ceiling {
+		return next, false
+	}
+	c.last = next
+	return next, true
+}
+
 // Now issues a reading above every reading issued or observed before. It waits for the ceiling to be made durable when
 // the clock has reached it, which ExtendAhead makes rare; it fails only when that failed.
 func (c *Clock) Now() (HLC, error) {
 	for {
 		wall := c.wall()
 		c.mu.Lock()
-		next := max(c.last+1, wall)
-		if mutant.Planted == mutant.DotRepeated {
-			next = max(c.last, wall)
-		}
-		if next < c.ceiling {
-			c.last = next
-			c.mu.Unlock()
+		next, ok := c.issue(wall)
+		c.mu.Unlock()
+		if ok {
 			return next, nil
 		}
-		c.mu.Unlock()
 		// Others may use up the new ceiling before this caller gets to it; then it extends again. Each round moves
 		// the ceiling by CeilingAhead, which holds more readings than can be issued meanwhile.
 		if err := c.Promise(next); err != nil {

@@ -236,7 +236,7 @@ func (n *Node) announce() error {
 
 // unfit reports whether this node should lead nothing: it stops, or takes no writes.
 func (n *Node) unfit() bool {
-	return n.draining.Load() || n.space.low.Load() || n.engine.Degraded() != nil
+	return n.draining.Load() || n.space.low.Load() || n.engine.Degraded() != nil || n.engine.Waiting() >= diskPatience
 }
 
 // mayLead reports whether the node should be handed leaderships, as far as gossip knows.

@@ -20,6 +20,9 @@ const (
 	handoverInterval = 10 * time.Second
 	// handoverTimeout bounds one attempt.
 	handoverTimeout = 2 * time.Second
+	// diskPatience is for how long the disk may owe an answer before this node takes no writes and leads nothing: longer than
+	// a stall of an ordinary disk, and shorter than the patience of those who write.
+	diskPatience = 2 * time.Second
 	// spaceRetryAfter is what a refused writer is told to wait.
 	spaceRetryAfter = time.Second
 )
@@ -74,13 +77,15 @@ func (s *space) look(w Watermark, available, total uint64) (changed bool) {
 // left them out would not be one. The watermark leaves room for them.
 func (n *Node) refuseWrite() error {
 	var err *kv.Error
-	switch degraded := n.engine.Degraded(); {
-	case degraded == nil && !n.space.low.Load():
+	switch degraded, waiting := n.engine.Degraded(), n.engine.Waiting(); {
+	case degraded == nil && !n.space.low.Load() && waiting < diskPatience:
 		return nil
 	case errors.Is(degraded, storage.ErrStopped) || errors.Is(degraded, storage.ErrClosed):
 		return kv.Errorf(kv.CodeNotReady, "node %s is stopping: %w", n.cfg.Name, degraded)
 	case degraded != nil:
 		err = kv.Errorf(kv.CodeOverloaded, "node %s takes no writes: %w", n.cfg.Name, degraded)
+	case waiting >= diskPatience:
+		err = kv.Errorf(kv.CodeOverloaded, "node %s takes no writes: its disk has not answered for %s", n.cfg.Name, waiting.Round(time.Second))
 	default:
 		err = kv.Errorf(kv.CodeOverloaded, "the disk of node %s is nearly full (%d bytes free, the watermark is %d): it takes no writes until there is room",
 			n.cfg.Name, n.space.available.Load(), n.space.watermark.Load())
@@ -170,6 +175,8 @@ func (n *Node) diskDocument() DiskDocument {
 	switch degraded := n.engine.Degraded(); {
 	case degraded != nil:
 		doc.Writes = degraded.Error()
+	case n.engine.Waiting() >= diskPatience:
+		doc.Writes = "the disk does not answer"
 	case n.space.low.Load():
 		doc.Writes = "the disk is nearly full"
 	}

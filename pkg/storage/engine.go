@@ -212,6 +212,10 @@ func (e *Engine) usable() error {
 	return e.health.stopped()
 }
 
+// Waiting returns for how long the disk has owed the answer to a write or sync of the log or the manifest; about 0 while it
+// works. A disk that hangs fails nothing, so that this is the only sign of it.
+func (e *Engine) Waiting() time.Duration { return e.health.waiting() }
+
 // Degraded returns why writes should be refused for now: an error wrapping ErrDegraded while flushes or compactions
 // keep failing, ErrStopped after a fatal failure, nil when all is well. It is cheap, and recovers by itself.
 func (e *Engine) Degraded() error {

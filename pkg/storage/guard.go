@@ -222,7 +222,10 @@ func (f *guardedFile) guard(what string, write func() error) {
 	if f.health.stopped() != nil {
 		return
 	}
-	if err := write(); err != nil {
+	f.health.begin(f)
+	err := write()
+	f.health.end(f)
+	if err != nil {
 		f.health.trip(fmt.Errorf("%s %s: %w", what, f.name, err))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -55,10 +56,43 @@ type health struct {
 	nudge chan struct{}
 	// closing is closed when the engine closes, so that nobody sleeps then.
 	closing chan struct{}
+
+	// mu guards since: when the write or sync that is under way in a file began.
+	mu    sync.Mutex
+	since map[*guardedFile]time.Time
 }
 
 func newHealth(log *slog.Logger, st *stats, onFatal func(error)) *health {
-	return &health{log: log, stats: st, onFatal: onFatal, nudge: make(chan struct{}, 1), closing: make(chan struct{})}
+	return &health{
+		log: log, stats: st, onFatal: onFatal, nudge: make(chan struct{}, 1), closing: make(chan struct{}),
+		since: make(map[*guardedFile]time.Time),
+	}
+}
+
+// begin notes that the disk was asked for something.
+func (h *health) begin(f *guardedFile) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, under := h.since[f]; !under {
+		h.since[f] = time.Now()
+	}
+}
+
+// end notes that the disk has answered.
+func (h *health) end(f *guardedFile) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.since, f)
+}
+
+// waiting returns for how long the disk has owed an answer.
+func (h *health) waiting() (longest time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, since := range h.since {
+		longest = max(longest, time.Since(since))
+	}
+	return longest
 }
 
 // wake signals nudge unless it is signalled already.

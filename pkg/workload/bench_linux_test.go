@@ -21,7 +21,7 @@ import (
 // Settings of the cluster benchmark.
 const (
 	benchKeys       = 10_000
-	benchValueBytes = 100
+	benchValueBytes = 128
 	benchWarmup     = 500 * time.Millisecond
 )
 
@@ -42,7 +42,7 @@ func (c cell) perOperation(cpu time.Duration) float64 {
 }
 
 // BenchmarkCluster measures a cluster of three processes on this machine, with the load generator beside them: puts and gets at each
-// level, with 1, 64 and 256 operations in flight, over HTTP and over the Go client's stream. Each cell runs for DURATION (3s). With
+// level, with 1, 64, 256 and 1,000 operations in flight, over HTTP and over the Go client's stream. Each cell runs for DURATION (3s). With
 // BENCH_OUT=FILE the table is written there in Markdown.
 func BenchmarkCluster(b *testing.B) {
 	duration, err := time.ParseDuration(cmp.Or(os.Getenv("DURATION"), "3s"))
@@ -51,7 +51,7 @@ func BenchmarkCluster(b *testing.B) {
 	c, err := client.NewClient(cluster.grpc)
 	require.NoError(b, err)
 	defer c.Close()
-	httpTarget, err := NewHTTPTarget(cluster.http, 256)
+	httpTarget, err := NewHTTPTarget(cluster.http, 1000)
 	require.NoError(b, err)
 	defer httpTarget.Close()
 	targets := map[string]Target{"HTTP": httpTarget, "stream": NewClientTarget(c)}
@@ -61,7 +61,7 @@ func BenchmarkCluster(b *testing.B) {
 		fill(b, NewClientTarget(c), level)
 		for _, front := range []string{"HTTP", "stream"} {
 			for _, kind := range []kv.Op{kv.OpPut, kv.OpGet} {
-				for _, clients := range []int{1, 64, 256} {
+				for _, clients := range []int{1, 64, 256, 1000} {
 					b.Run(fmt.Sprintf("%s/%s/%s/clients=%d", level, front, kind, clients), func(b *testing.B) {
 						next := cell{front: front, kind: kind, level: level, clients: clients}
 						for b.Loop() {
