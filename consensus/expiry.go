@@ -6,6 +6,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -96,8 +97,11 @@ func (m kvMachine) decideExpire(keys []Expiring, e Committed) ([]lapsed, error) 
 			return nil, err
 		}
 		one := lapsed{key: k.Key, noted: k.At}
-		if found && s.Expiry == k.At && Expired(s, e.Time) {
+		switch {
+		case found && s.Expiry == k.At && Expired(s, e.Time):
 			one.state = s
+		case found && !s.Deleted && mutant.Planted == mutant.ExpiryUnchecked:
+			one.state, one.state.Expiry = s, k.At
 		}
 		out = append(out, one)
 	}

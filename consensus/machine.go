@@ -60,6 +60,11 @@ func (m *kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 	out := make([]any, len(ops))
 	for i := range ops {
 		out[i] = &replies[i]
+		if mutant.Planted == mutant.BatchInPart && !replies[i].Applied && !replies[i].Repeated {
+			for j := range replies[i].Missed {
+				write(b, e, &ops[i].Batch[j], causal.Stamp{Base: e.Pos, Time: e.Time, Node: e.Proposer})
+			}
+		}
 		if !replies[i].Applied || replies[i].Repeated {
 			continue
 		}

@@ -45,6 +45,10 @@ var hunters = map[mutant.Name][]string{
 	mutant.SnapshotNotAtomic:     {"TestPowerCutsAroundTruncationsAndInstallsLoseNothing"},
 	mutant.TruncatedTooEarly:     {"TestPowerCutsAroundTruncationsAndInstallsLoseNothing"},
 	mutant.NoDedup:               {"TestRepeatedIncrementsAreCountedExactlyOnceUnderFaults"},
+	mutant.SnapshotWithoutDedup:  {"TestRepeatedIncrementsAreCountedExactlyOnceAcrossSnapshots"},
+	mutant.BatchInPart:           {"TestAtomicBatchesAreSeenWholeOrNotAtAllUnderFaults"},
+	mutant.ExpiryUnchecked:       {"TestValuesExpireInTimeUnderFaults"},
+	mutant.FollowerReadsAlone:    {"TestStrongRegistersAreLinearizableUnderFaults", "TestConditionalWritesAreLinearizableUnderFaults"},
 }
 
 // result is how a hunt ended.

@@ -27,6 +27,10 @@ const (
 	SnapshotNotAtomic     Name = "snapshot_not_atomic"
 	TruncatedTooEarly     Name = "truncated_too_early"
 	NoDedup               Name = "no_dedup"
+	SnapshotWithoutDedup  Name = "snapshot_without_dedup"
+	BatchInPart           Name = "batch_in_part"
+	ExpiryUnchecked       Name = "expiry_unchecked"
+	FollowerReadsAlone    Name = "follower_reads_alone"
 )
 
 // All returns every name, in the order in which they are run.
@@ -36,6 +40,6 @@ func All() []Name {
 		ReadBeforeApply, ReadWithoutQuorum, RepeatedRequestServed, QuorumCountedEarly, OwnCopyIgnored, FailureCountedAsAck, DotRepeated,
 		ContextIgnored, MergeOverwrites, BlindWriteCovers, TombstoneDropped, LateStampAccepted, WipedDiskVotes, ApplyReadsClock,
 		SnapshotNotAtomic, TruncatedTooEarly,
-		NoDedup,
+		NoDedup, SnapshotWithoutDedup, BatchInPart, ExpiryUnchecked, FollowerReadsAlone,
 	}
 }

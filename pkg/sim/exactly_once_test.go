@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/node"
 )
 
 // incrementer counts one key up by compare-and-set, as a client does that must not count twice: it repeats every write
@@ -113,13 +114,22 @@ func (w *incrementer) inquire(t *testing.T, ctx context.Context) {
 // is what they think they have counted: a repetition that was applied again, or one whose first attempt was applied and
 // that was answered with a miss, would show.
 func TestRepeatedIncrementsAreCountedExactlyOnceUnderFaults(t *testing.T) {
+	countExactlyOnce(t, nil)
+}
+
+// What a follower knows of repetitions comes from a snapshot when it was away: it has to know them as the others do.
+func TestRepeatedIncrementsAreCountedExactlyOnceAcrossSnapshots(t *testing.T) {
+	countExactlyOnce(t, shortLogs)
+}
+
+func countExactlyOnce(t *testing.T, tune func(*node.Config)) {
 	const keys, perKey, length = 4, 2, 20 * time.Second
 	for _, seed := range (verified{lane: 0}).seeds() {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			drawn := seed<<8 | 99
 			plan, err := Scenario{Nodes: 3, Length: length, Faults: Faults(), FarSkews: true}.Draw(rand.New(rand.NewPCG(drawn, 13)))
 			require.NoError(t, err)
-			inBubble(t, seed, 3, func(t *testing.T, ctx context.Context, c *Cluster) {
+			inTunedBubble(t, seed, 3, tune, func(t *testing.T, ctx context.Context, c *Cluster) {
 				workers := make([]*incrementer, keys*perKey)
 				for i := range workers {
 					workers[i] = &incrementer{
@@ -159,7 +169,9 @@ func TestRepeatedIncrementsAreCountedExactlyOnceUnderFaults(t *testing.T) {
 					w.inquire(t, after)
 				}
 				require.Positive(t, repeated, "no write was repeated after an unknown outcome")
-				t.Logf("%v counted, %d after an unknown outcome, %d missed, faults %v", total, repeated, missed, fired)
+				installed := received(c, 0) + received(c, 1) + received(c, 2)
+				t.Logf("%v counted, %d after an unknown outcome, %d missed, faults %v, %d snapshots since the last starts",
+					total, repeated, missed, fired, installed)
 			})
 		})
 	}

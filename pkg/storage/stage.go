@@ -70,6 +70,10 @@ func (s *Stage) Add(rows []byte) error {
 		if err := verifyRow(row, s.key); err != nil {
 			return err
 		}
+		if mutant.Planted == mutant.SnapshotWithoutDedup && suffix[0] == groupDedup {
+			s.last = append(s.last[:0], s.key...)
+			return nil
+		}
 		return s.set(s.key, row)
 	})
 }
