@@ -211,6 +211,18 @@ func TestOperationsAreCounted(t *testing.T) {
 	call(t, h, "PUT", "/kv/a?if-version=7", "v")
 	call(t, h, "PUT", "/kv/a?consistency=eventual&if-version=7", "v")
 	call(t, h, "PUT", "/kv/a?nonsense=1", "v")
+	call(t, h, "GET", "/kv?prefix=a", "")
+	call(t, h, "GET", "/api/list?prefix=a", "")
+	call(t, h, "GET", "/kv?limit=none", "")
+	call(t, h, "POST", "/batch?atomic=true", `{"operations":[{"type":"PUT","key":"b","value":"1"}]}`)
+	call(t, h, "POST", "/batch?atomic=true&consistency=eventual", `{"operations":[{"type":"PUT","key":"b","value":"1"}]}`)
+	call(t, h, "POST", "/batch", `{"operations":[{"type":"PUT","key":"c","value":"1"},{"type":"GET","key":"nope"}]}`)
+	call(t, h, "POST", "/batch", `{"operations":[]}`)
+	call(t, h, "GET", "/ops/5?key=a", "")
+	node.execute = func(context.Context, *kv.Request) (kv.Response, error) {
+		return kv.Response{}, kv.Errorf(kv.CodeOperationNotFound, "x").WithOutcome(kv.OutcomeUnknown)
+	}
+	call(t, h, "GET", "/ops/6?key=a", "")
 	for code, outcome := range map[kv.Code]kv.Outcome{
 		kv.CodeDeadlineExceeded: kv.OutcomeUnknown, kv.CodeNoLeader: kv.OutcomeNotApplied, kv.CodeOverloaded: kv.OutcomeNotApplied,
 	} {
@@ -224,11 +236,13 @@ func TestOperationsAreCounted(t *testing.T) {
 # TYPE kvstore_operations_total counter
 `
 	lines := map[string]int{
-		"strong,put,ok": 1, "eventual,put,ok": 1, "strong,get,ok": 1, "strong,get,not_found": 1, "default,put,conflict": 1,
+		"strong,put,ok": 2, "eventual,put,ok": 1, "strong,get,ok": 1, "strong,get,not_found": 2, "default,put,conflict": 1,
+		"strong,list,ok": 2, "default,list,refused": 1, "strong,batch,ok": 1, "eventual,batch,refused": 1, "default,batch,refused": 1,
+		"strong,inquire,ok": 1, "strong,inquire,not_found": 1,
 		"eventual,put,refused": 1, "default,put,refused": 1, "local,delete,unknown": 1, "local,delete,error": 1, "local,delete,refused": 1,
 	}
 	for _, level := range []string{"default", "strong", "eventual", "local"} {
-		for _, op := range []string{"get", "put", "delete"} {
+		for _, op := range []string{"get", "put", "delete", "inquire", "batch", "list"} {
 			for _, result := range resultNames {
 				counted += fmt.Sprintf("kvstore_operations_total{consistency_level=%q,operation=%q,result=%q} %d\n",
 					level, op, result, lines[level+","+op+","+result])
@@ -239,5 +253,5 @@ func TestOperationsAreCounted(t *testing.T) {
 
 	w := call(t, h, "GET", "/metrics", "")
 	require.Equal(t, 200, w.Code)
-	require.Contains(t, w.Body.String(), `kvstore_operation_duration_seconds_count{consistency_level="strong",operation="put"} 1`)
+	require.Contains(t, w.Body.String(), `kvstore_operation_duration_seconds_count{consistency_level="strong",operation="put"} 2`)
 }

@@ -24,12 +24,14 @@ type itemOutcome struct {
 // are one write.
 func (x *executor) batch(ctx context.Context, items []kv.Request, atomic bool, id kv.OpID) ([]itemOutcome, *kv.Error) {
 	if err := checkBatch(items); err != nil {
+		x.refuse(kv.LevelUnset, kv.OpBatch)
 		return nil, err
 	}
 	if atomic {
 		return x.atomicBatch(ctx, items, id)
 	}
 	if !id.IsZero() {
+		x.refuse(kv.LevelUnset, kv.OpBatch)
 		return nil, kv.Errorf(kv.CodeBadRequest, "an Idempotency-Key names one write: a batch has one with atomic=true only")
 	}
 	out := make([]itemOutcome, len(items))
@@ -77,6 +79,7 @@ func (x *executor) atomicBatch(ctx context.Context, items []kv.Request, id kv.Op
 	for i := range items {
 		r := &items[i]
 		if r.Level != kv.LevelUnset && r.Level != kv.LevelStrong {
+			x.refuse(r.Level, kv.OpBatch)
 			return nil, kv.Errorf(kv.CodeBadRequest, "an atomic batch is applied at level strong, not at %s", r.Level)
 		}
 		req.Items[i] = kv.BatchItem{Op: r.Op, Key: r.Key, Value: r.Value, Condition: r.Condition, TTL: r.TTL}

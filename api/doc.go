@@ -12,5 +12,6 @@
 //   - A parameter, header or field that cannot be honoured is an error, never silence.
 //   - Every failure says what is known about its outcome.
 //
-// It never logs keys or values, and never retries.
+// It never logs keys or values, and never retries, but for commands of the Redis protocol that read a key and write it on condition:
+// they start anew when somebody else was quicker.
 package api

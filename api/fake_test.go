@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -58,6 +59,12 @@ func (f *fakeNode) Execute(ctx context.Context, r *kv.Request) (kv.Response, err
 	if _, err := r.Quorum.Resolve(kv.Quorum{N: 3, R: 2, W: 2}, 3); err != nil {
 		return kv.Response{}, err
 	}
+	switch r.Op {
+	case kv.OpList:
+		return f.list(r), nil
+	case kv.OpInquire, kv.OpBatch:
+		return kv.Response{Level: kv.LevelStrong, Outcome: kv.OutcomeApplied, Items: make([]kv.ItemResult, len(r.Items))}, nil
+	}
 	held := f.values[string(r.Key)]
 	held.Level, held.Coordinator, held.Replicas = r.Level, 1, []kv.NodeID{1, 3}
 	if r.Op == kv.OpGet {
@@ -83,11 +90,32 @@ func (f *fakeNode) Execute(ctx context.Context, r *kv.Request) (kv.Response, err
 	}
 	stored := resp
 	stored.Value, stored.Found, stored.Settled, stored.Outcome = bytes.Clone(r.Value), r.Op == kv.OpPut, r.Level == kv.LevelStrong, 0
+	switch {
+	case r.TTL == kv.TTLKeep:
+		stored.Expires = held.Expires
+	case r.TTL > 0:
+		stored.Expires = fakeTime.Add(r.TTL)
+	}
 	if r.Op == kv.OpDelete {
 		stored = kv.Response{Context: resp.Context}
 	}
 	f.values[string(r.Key)] = stored
 	return resp, nil
+}
+
+func (f *fakeNode) list(r *kv.Request) kv.Response {
+	res := kv.Response{Found: true, Level: kv.LevelStrong}
+	for _, key := range slices.Sorted(maps.Keys(f.values)) {
+		if !f.values[key].Found || !strings.HasPrefix(key, string(r.List.Prefix)) || key <= string(r.List.After) {
+			continue
+		}
+		if len(res.Listed) == r.List.Limit {
+			res.More = true
+			break
+		}
+		res.Listed = append(res.Listed, kv.ListItem{Key: []byte(key)})
+	}
+	return res
 }
 
 func checkCondition(c kv.Condition, held *kv.Response) error {

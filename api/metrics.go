@@ -30,7 +30,7 @@ const (
 	metricDuration   = "kvstore_operation_duration_seconds"
 
 	levelCount = int(kv.LevelLocal) + 1
-	opCount    = int(kv.OpDelete) + 1
+	opCount    = int(kv.OpList) + 1
 )
 
 // operationMetrics counts and times operations of all fronts together. Every series is resolved once, because a lookup
@@ -99,8 +99,8 @@ func (m *operationMetrics) observe(level kv.Level, op kv.Op, result opResult, to
 	}
 }
 
-// count counts one operation, and reports whether its labels are known. Other operations than
-// reads and writes of a key are counted nowhere rather than under a label that no dashboard knows.
+// count counts one operation, and reports whether its labels are known: what is no operation is counted nowhere rather than
+// under a label that no dashboard knows. The operations of a batch that is not atomic are counted each by itself.
 func (m *operationMetrics) count(level kv.Level, op kv.Op, result opResult) bool {
 	if int(level) >= levelCount || op < kv.OpGet || int(op) >= opCount {
 		return false

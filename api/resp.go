@@ -104,6 +104,8 @@ type RESP struct {
 	// draining is set before read deadlines are moved into the past; see respConn.Read.
 	draining atomic.Bool
 	running  sync.WaitGroup // one for each connection
+	turns    *turns
+	cursors  *scanCursors
 	accepted atomic.Uint64
 	executed atomic.Uint64
 
@@ -131,6 +133,8 @@ func NewRESP(cfg RESPConfig, deps Deps) (*RESP, error) {
 		exec:      exec,
 		commands:  respCommands(),
 		started:   deps.WallNow(),
+		turns:     newTurns(),
+		cursors:   newScanCursors(),
 		base:      base,
 		cut:       cut,
 		conns:     make(map[net.Conn]struct{}),

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/tidwall/redcon"
 
@@ -47,6 +48,26 @@ func respCommands() map[string]respCommand {
 		"set":         {-3, write, 1, 1, 1, (*respConn).set},
 		"mset":        {-3, write, 1, -1, 2, (*respConn).mset},
 		"del":         {-2, write, 1, -1, 1, (*respConn).del},
+		"setnx":       {3, write, 1, 1, 1, (*respConn).setnx},
+		"setex":       {4, write, 1, 1, 1, (*respConn).setex},
+		"psetex":      {4, write, 1, 1, 1, (*respConn).psetex},
+		"getset":      {3, write, 1, 1, 1, (*respConn).getset},
+		"getdel":      {2, write, 1, 1, 1, (*respConn).getdel},
+		"append":      {3, write, 1, 1, 1, (*respConn).append},
+		"incr":        {2, write, 1, 1, 1, (*respConn).incr},
+		"decr":        {2, write, 1, 1, 1, (*respConn).decr},
+		"incrby":      {3, write, 1, 1, 1, (*respConn).incrby},
+		"decrby":      {3, write, 1, 1, 1, (*respConn).decrby},
+		"expire":      {-3, write, 1, 1, 1, expiring("expire", time.Second, false)},
+		"pexpire":     {-3, write, 1, 1, 1, expiring("pexpire", time.Millisecond, false)},
+		"expireat":    {-3, write, 1, 1, 1, expiring("expireat", time.Second, true)},
+		"pexpireat":   {-3, write, 1, 1, 1, expiring("pexpireat", time.Millisecond, true)},
+		"persist":     {2, write, 1, 1, 1, (*respConn).persist},
+		"ttl":         {2, read, 1, 1, 1, expiry(time.Second, false)},
+		"pttl":        {2, read, 1, 1, 1, expiry(time.Millisecond, false)},
+		"expiretime":  {2, read, 1, 1, 1, expiry(time.Second, true)},
+		"pexpiretime": {2, read, 1, 1, 1, expiry(time.Millisecond, true)},
+		"scan":        {-2, read[:1], 0, 0, 0, (*respConn).scan},
 	}
 }
 

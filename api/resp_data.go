@@ -1,10 +1,8 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,49 +48,6 @@ func (c *respConn) strlen(args [][]byte) {
 		return
 	}
 	c.out = redcon.AppendInt(c.out, int64(len(resp.Value)))
-}
-
-func (c *respConn) set(args [][]byte) {
-	ttl, ok := c.setOptions(args[2:])
-	if !ok {
-		return
-	}
-	ctx, cancel := c.deadline()
-	defer cancel()
-	if _, err := c.write(ctx, args[0], args[1], ttl); err != nil {
-		c.failure(err)
-		return
-	}
-	c.ok()
-}
-
-// setOptions reads EX seconds or PX milliseconds, of which there may be one. false: it has answered why it cannot.
-func (c *respConn) setOptions(args [][]byte) (ttl time.Duration, ok bool) {
-	if len(args) == 0 {
-		return 0, true
-	}
-	unit := time.Second
-	switch option := bytes.ToUpper(args[0]); string(option) {
-	case "EX":
-	case "PX":
-		unit = time.Millisecond
-	case "EXAT", "PXAT", "NX", "XX", "GET", "KEEPTTL":
-		c.error("SET option '%s' is not supported", option)
-		return 0, false
-	default:
-		c.error("syntax error")
-		return 0, false
-	}
-	if len(args) != 2 {
-		c.error("syntax error")
-		return 0, false
-	}
-	n, err := strconv.ParseInt(string(args[1]), 10, 64)
-	if err != nil || n < 1 || n > int64(kv.TTLMax/unit) {
-		c.error("invalid expire time in 'set' command")
-		return 0, false
-	}
-	return time.Duration(n) * unit, true
 }
 
 func (c *respConn) write(ctx context.Context, key, value []byte, ttl time.Duration) (kv.Response, *kv.Error) {

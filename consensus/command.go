@@ -29,6 +29,8 @@ const (
 	commandBatch  byte = 3
 	commandPutTTL byte = 4
 	commandExpire byte = 5
+	// commandPutKeep is a put whose value expires when the one that it replaces would.
+	commandPutKeep byte = 6
 )
 
 // command is a command as it was decoded. Its slices alias the entry.
@@ -83,6 +85,8 @@ func appendWrite(dst []byte, op *WriteOp) []byte {
 	switch {
 	case op.Delete:
 		verb = commandDelete
+	case op.TTL == kv.TTLKeep:
+		verb = commandPutKeep
 	case op.TTL != 0:
 		verb = commandPutTTL
 	}
@@ -169,6 +173,8 @@ func readWrite(r *reader, op *WriteOp, expiring bool) {
 	verb := r.byte("operation")
 	switch {
 	case verb == commandPut || verb == commandPutTTL && expiring:
+	case verb == commandPutKeep && expiring:
+		op.TTL = kv.TTLKeep
 	case verb == commandDelete:
 		op.Delete = true
 	default:

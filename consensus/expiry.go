@@ -71,8 +71,11 @@ func (c *command) readExpire(r *reader) {
 
 // expiryOf returns when what the write sets expires; 0 for never.
 func expiryOf(op *WriteOp, e Committed) causal.HLC {
-	if op.TTL == 0 {
+	switch op.TTL {
+	case 0:
 		return 0
+	case kv.TTLKeep:
+		return op.kept
 	}
 	return causal.MakeHLC(e.Time.Millis()+op.TTL.Milliseconds(), e.Time.Counter())
 }

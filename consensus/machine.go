@@ -159,6 +159,7 @@ func (m *kvMachine) decideWrite(op *WriteOp, e Committed, gone *[]lapsed) (Write
 			*gone = append(*gone, lapsed{key: op.Key, state: s, noted: s.Expiry})
 			found = false
 		}
+		op.kept = s.Expiry // of use only where the condition is met, and the key exists
 	}
 	return decide(op.Condition, s, found, e), nil
 }

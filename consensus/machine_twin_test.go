@@ -92,8 +92,12 @@ func (w *machineTwin) write(op WriteOp, index uint64, now causal.HLC) WriteReply
 	}
 	if reply.Applied {
 		reply.Revision = index
+		kept := s.Expiry
 		s = storage.Strong{Value: op.Value, Revision: index}
-		if op.TTL > 0 {
+		switch {
+		case op.TTL == kv.TTLKeep:
+			s.Expiry = kept
+		case op.TTL > 0:
 			s.Expiry = causal.MakeHLC(now.Millis()+op.TTL.Milliseconds(), 0)
 		}
 		w.keys[string(op.Key)] = s
@@ -135,6 +139,9 @@ func drawSmallWrite(t *rapid.T, index uint64) WriteOp {
 		op.Condition = kv.Condition{Kind: kind, Version: rapid.Uint64Range(0, index).Draw(t, "version")}
 	default:
 		op.Condition.Kind = kind
+	}
+	if keeps := op.Condition.Kind == kv.ConditionExists || op.Condition.Version > 0; keeps && !op.Delete && rapid.Bool().Draw(t, "keep") {
+		op.TTL = kv.TTLKeep
 	}
 	return op
 }

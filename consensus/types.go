@@ -95,7 +95,10 @@ type WriteOp struct {
 	Delete     bool
 	Condition  kv.Condition
 	// TTL is how long the value of a put is there, from the time of its entry on, in whole milliseconds; 0 means for ever.
+	// kv.TTLKeep leaves it at when the value that is replaced expires.
 	TTL time.Duration
+	// kept is when that is: apply sets it.
+	kept causal.HLC
 	// Batch holds the writes of an atomic batch, on distinct keys. Key, Value, Delete and Condition are then unused, and so
 	// are ID and Batch of its writes.
 	Batch []WriteOp

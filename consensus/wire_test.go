@@ -161,6 +161,8 @@ func drawOp(t *rapid.T) WriteOp {
 		op.Value = append([]byte{}, rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "value")...)
 		if rapid.Bool().Draw(t, "expires") {
 			op.TTL = time.Duration(rapid.Int64Range(1, int64(kv.TTLMax/time.Millisecond)).Draw(t, "ttl")) * time.Millisecond
+		} else if rapid.Bool().Draw(t, "keeps") {
+			op.TTL = kv.TTLKeep
 		}
 	}
 	if op.Condition.Kind == kv.ConditionVersion {

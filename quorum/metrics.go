@@ -1,8 +1,11 @@
 package quorum
 
 import (
+	"errors"
+
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caprockdb/caprock/pkg/invariant"
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
@@ -50,14 +53,28 @@ type coordinatorMetrics struct {
 	outstanding    prometheus.GaugeFunc
 }
 
+// Failures returns the counter of requests that too few replicas answered, by operation. Both lanes count with it: the first
+// call registers it, further ones of the same registerer return the same counter.
+func Failures(reg prometheus.Registerer) *prometheus.CounterVec {
+	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_quorum_failures_total",
+		Help: "Requests that too few replicas answered, or answered in time, by operation.",
+	}, []string{"operation"})
+	err := reg.Register(failures)
+	if already, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
+		if existing, ok := already.ExistingCollector.(*prometheus.CounterVec); ok {
+			return existing
+		}
+	}
+	invariant.Check(err == nil, "register the quorum failures: %v", err)
+	return failures
+}
+
 func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64) *coordinatorMetrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
-	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "kvstore_quorum_failures_total",
-		Help: "Eventual and local requests that too few replicas answered, by operation.",
-	}, []string{"operation"})
+	failures := Failures(reg)
 	m := &coordinatorMetrics{
 		failures:       make(map[kv.Op]prometheus.Counter),
 		repairs:        counter("kvstore_read_repair_total", "Replicas that a read found behind and sent what they lacked."),
@@ -75,7 +92,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 	for _, op := range []kv.Op{kv.OpGet, kv.OpPut, kv.OpDelete} {
 		m.failures[op] = failures.WithLabelValues(op.String())
 	}
-	reg.MustRegister(failures, m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures,
+	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures,
 		m.callsDropped, m.outstanding)
 	return m
 }

@@ -92,7 +92,10 @@ func appendOperationBody(dst []byte, o *Operation) []byte {
 	if !r.ID.IsZero() || r.ID.Required {
 		dst = appendName(dst, r.ID)
 	}
-	return appendUint(dst, varintTag(operationTTL), uint64(max(r.TTL.Milliseconds(), 0)))
+	if r.TTL < 0 {
+		return appendUint(dst, varintTag(operationTTL), uint64(2*kv.TTLMax/time.Millisecond)) // refused rather than left out
+	}
+	return appendUint(dst, varintTag(operationTTL), uint64(r.TTL.Milliseconds()))
 }
 
 func appendName(dst []byte, id kv.OpID) []byte {

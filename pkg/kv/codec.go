@@ -48,6 +48,7 @@ const (
 	flagItemResults = 1 << 0 // of a response with more
 	flagListed      = 1 << 1
 	flagMore        = 1 << 2
+	flagExpires     = 1 << 3
 
 	flagKeysOnly = 1 << 0 // of a listing
 	flagSingle   = 1 << 1
@@ -111,7 +112,8 @@ func DecodeRequest(b []byte) (Request, error) {
 func AppendResponse(dst []byte, r *Response) []byte {
 	flags := flagIf(r.Found, flagFound) | flagIf(r.Settled, flagSettled) | flagIf(!r.Timestamp.IsZero(), flagTimestamp)
 	format := byte(responseFormat)
-	more := flagIf(len(r.Items) > 0, flagItemResults) | flagIf(len(r.Listed) > 0, flagListed) | flagIf(r.More, flagMore)
+	more := flagIf(len(r.Items) > 0, flagItemResults) | flagIf(len(r.Listed) > 0, flagListed) | flagIf(r.More, flagMore) |
+		flagIf(!r.Expires.IsZero(), flagExpires)
 	if more != 0 {
 		format = responseFormatMore
 	}
@@ -148,6 +150,9 @@ func AppendResponse(dst []byte, r *Response) []byte {
 		for i := range r.Listed {
 			dst = appendListed(dst, &r.Listed[i])
 		}
+	}
+	if more&flagExpires != 0 {
+		dst = appendTime(dst, r.Expires)
 	}
 	return dst
 }

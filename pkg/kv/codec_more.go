@@ -93,7 +93,7 @@ func (d *decoder) more(r *Request) {
 }
 
 func (d *decoder) moreOfResponse(r *Response) {
-	more := d.enum(flagItemResults | flagListed | flagMore)
+	more := d.enum(flagItemResults | flagListed | flagMore | flagExpires)
 	r.More = more&flagMore != 0
 	if more&flagItemResults != 0 {
 		r.Items = make([]ItemResult, d.count(1))
@@ -112,7 +112,10 @@ func (d *decoder) moreOfResponse(r *Response) {
 			item.Key, item.Value = d.bytes(), d.bytes()
 		}
 	}
-	if more == 0 || (more&flagItemResults != 0) == (len(r.Items) == 0) || (more&flagListed != 0) == (len(r.Listed) == 0) {
+	if more&flagExpires != 0 {
+		r.Expires = d.time()
+	}
+	if more == 0 || (more&flagExpires != 0) == r.Expires.IsZero() || (more&flagItemResults != 0) == (len(r.Items) == 0) || (more&flagListed != 0) == (len(r.Listed) == 0) {
 		d.fail()
 	}
 }

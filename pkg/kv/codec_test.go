@@ -76,6 +76,7 @@ func drawResponse(t *rapid.T) Response {
 		Value:       drawBytes(t, "value"),
 		Context:     drawBytes(t, "context"),
 		Timestamp:   drawTime(t, "timestamp"),
+		Expires:     drawTime(t, "expires"),
 		Concurrent:  rapid.Int().Draw(t, "concurrent"),
 		Coordinator: NodeID(rapid.Uint64().Draw(t, "coordinator")),
 	}

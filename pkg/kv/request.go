@@ -10,6 +10,9 @@ const (
 	RequestTimeoutMax = 60 * time.Second
 	// TTLMax bounds how long after its write a value can be set to expire: ten years.
 	TTLMax = 10 * 365 * 24 * time.Hour
+	// TTLKeep, in the place of a time to live, leaves it at when the value that is replaced expires, or never does. It goes with a
+	// condition that the key exists. Nodes say it to one another; the public API does not know it.
+	TTLKeep time.Duration = -1
 )
 
 // Op is what a request does.
@@ -88,7 +91,7 @@ type Request struct {
 	Context   []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
 	// ID lets a strong write be repeated without being applied twice.
 	ID OpID
-	// TTL is how long the value of a strong put is there, in whole milliseconds; 0 means for ever.
+	// TTL is how long the value of a strong put is there, in whole milliseconds; 0 means for ever, and see TTLKeep.
 	TTL time.Duration
 	// Items are the writes of an OpBatch.
 	Items []BatchItem
@@ -120,6 +123,8 @@ type Response struct {
 	Context []byte // opaque causal context covering everything this answer reflects
 	// Timestamp is the wall-clock part of the version's hybrid clock; zero when nothing was found.
 	Timestamp time.Time
+	// Expires is when the value that a strong read found expires, by the cluster's hybrid clock; zero: never.
+	Expires time.Time
 	// Siblings holds all concurrent versions when there is more than one and the request asked for all.
 	Siblings []Sibling
 	// Concurrent is the number of versions that a resolved answer was chosen from, when more than one.

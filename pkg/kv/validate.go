@@ -69,6 +69,8 @@ func (r *Request) validateTTL() error {
 		return Errorf(CodeBadRequest, "ttl= says how long the value of a put is there; it means nothing on a %s", r.Op)
 	case r.Level != LevelStrong:
 		return Errorf(CodeBadRequest, "ttl= can only be honoured at level strong, not at %s", r.Level)
+	case r.TTL == TTLKeep && r.Condition != (Condition{}) && r.Condition != (Condition{Kind: ConditionVersion}):
+		return nil // there is something to keep it from
 	case r.TTL < time.Millisecond || r.TTL > TTLMax || r.TTL%time.Millisecond != 0:
 		return Errorf(CodeBadRequest, "ttl=%s is out of range: it is whole milliseconds, at least one and at most %d hours", r.TTL, int(TTLMax.Hours()))
 	}

@@ -1,6 +1,11 @@
 package node
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/quorum"
+)
 
 // metrics are the router's own. Each lane and the storage register theirs.
 type metrics struct {
@@ -10,6 +15,19 @@ type metrics struct {
 	refusedDisk prometheus.Counter
 	staleEpoch  prometheus.Counter
 	clockSkew   prometheus.Counter
+	// failures counts strong requests without a majority, by operation; the eventual lane counts its own beside them.
+	failures [kv.OpList + 1]prometheus.Counter
+}
+
+// strong counts a strong request of a user that found no leader, or no majority in time.
+func (m *metrics) strong(op kv.Op, err error) {
+	if err == nil || int(op) >= len(m.failures) {
+		return
+	}
+	switch kv.AsError(err).Code {
+	case kv.CodeNoLeader, kv.CodeQuorumUnavailable, kv.CodeDeadlineExceeded:
+		m.failures[op].Inc()
+	}
 }
 
 func newMetrics(r prometheus.Registerer, n *Node) *metrics {
@@ -29,6 +47,10 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 		clockSkew: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kvstore_gossip_clock_skew_total", Help: "Clock readings seen by gossip that were too far ahead to be taken over.",
 		}),
+	}
+	failures := quorum.Failures(r)
+	for op := kv.OpGet; op <= kv.OpList; op++ {
+		m.failures[op] = failures.WithLabelValues(op.String())
 	}
 	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "kvstore_requests_in_flight", Help: "Requests this node is working on.",

@@ -67,13 +67,19 @@ func (n *Node) route(ctx context.Context, r *kv.Request) (kv.Response, error) {
 	if err != nil {
 		return kv.Response{}, err
 	}
+	if rt.request.Level != kv.LevelStrong {
+		return n.routeEventual(ctx, rt)
+	}
+	var res kv.Response
 	if rt.request.Op == kv.OpList && !rt.request.List.Single {
-		return n.list(ctx, rt.state, rt.request)
+		res, err = n.list(ctx, rt.state, rt.request)
+	} else {
+		res, err = n.routeStrong(ctx, rt)
 	}
-	if rt.request.Level == kv.LevelStrong {
-		return n.routeStrong(ctx, rt)
+	if rt.request.Hops == 0 {
+		n.metrics.strong(rt.request.Op, err)
 	}
-	return n.routeEventual(ctx, rt)
+	return res, err
 }
 
 // plan resolves the level and the quorum by the key's policy, checks the request and finds the key's home.
@@ -293,6 +299,9 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	}
 	if found && !s.Deleted {
 		res.Found, res.Value, res.Version, res.Timestamp = true, s.Value, s.Revision, s.Stamp.Time.Time()
+		if s.Expiry != 0 {
+			res.Expires = s.Expiry.Time()
+		}
 	}
 	return res, nil
 }
