@@ -24,29 +24,20 @@ type appliedEntry struct {
 // each group, so that a machine, which reads storage, sees what the entry before did. The usual iteration has one entry
 // a group and therefore one batch; a map of unwritten rows beside the batch would save batches while a replica catches
 // up, at the price of a second place to look in every read of every machine.
-//
-// carried is a batch of commit indexes that go along with the first round. It comes first, so that on disk no applied
-// index ever exceeds the commit index.
-func (l *loop) apply(carried *storage.Batch) {
+func (l *loop) apply() {
 	if l.failure != nil {
-		if carried != nil {
-			carried.Close()
-		}
 		return
 	}
 	rounds := 0
 	for _, g := range l.readied {
 		rounds = max(rounds, len(g.ready.committed))
 	}
-	if rounds == 0 && carried == nil {
+	if rounds == 0 {
 		return
 	}
 	started := time.Now()
-	for n := 0; n < max(rounds, 1) && l.failure == nil; n++ {
-		b := carried
-		if n > 0 || b == nil {
-			b = l.deps.Engine.NewBatch()
-		}
+	for n := 0; n < rounds && l.failure == nil; n++ {
+		b := l.deps.Engine.NewBatch()
 		l.runRound(b, n)
 		b.Close()
 	}

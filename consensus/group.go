@@ -76,11 +76,10 @@ type group struct {
 
 // groupReady is what one Ready of a group leaves to be done after its messages were handed out.
 type groupReady struct {
-	hard      *pb.HardState
+	hard      *pb.HardState // of a Ready that waits for its snapshot; otherwise the log has it
 	entries   []*pb.Entry
 	responses []*pb.Message // of the append
-	mustSync  bool
-	append    bool // there is something to persist
+	append    bool          // there is something to persist
 
 	committed []*pb.Entry
 	applied   []*pb.Message // responses of the apply

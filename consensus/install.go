@@ -156,7 +156,7 @@ func (l *loop) beginInstall(g *group, hard *pb.HardState, m *pb.Message) {
 	in := &installing{
 		pos:  causal.Position{Term: meta.GetTerm(), Index: meta.GetIndex()},
 		conf: meta.GetConfState(), hard: g.log.hard, next: o.next,
-		resume: groupReady{append: true, mustSync: true, hard: hard, entries: m.GetEntries(), responses: m.GetResponses()},
+		resume: groupReady{hard: hard, entries: m.GetEntries(), responses: m.GetResponses()},
 	}
 	if !raft.IsEmptyHardState(hard) {
 		in.hard.Term, in.hard.Vote = hard.GetTerm(), hard.GetVote()
@@ -231,11 +231,8 @@ func (l *loop) installed(g *group, err error) {
 // resume goes on with the Ready that carried a snapshot, now that it is installed. Its responses say so to the leader.
 func (l *loop) resume(g *group) {
 	g.ready, g.resumed = *g.resumed, nil
+	l.promise(g, g.ready.hard)
 	l.noteAppended(g)
-	if len(g.ready.entries) == 0 && (raft.IsEmptyHardState(g.ready.hard) || g.ready.hard.GetCommit() == g.log.hard.Commit) {
-		l.answerAfter(g, g.lastSync, g.ready.responses)
-		g.ready = groupReady{}
-	}
 	l.readied = append(l.readied, g)
 	l.touch(g) // what Raft has wanted meanwhile
 }

@@ -23,9 +23,10 @@ type logStore struct {
 	log   storage.Log
 	win   window
 
-	// hard is what was last put into a batch.
-	hard storage.HardState
-	conf *pb.ConfState
+	// hard is Raft's latest. saved is what was last put into a batch: a commit index alone is not worth a row, as it is
+	// never below what is applied, and that is on disk.
+	hard, saved storage.HardState
+	conf        *pb.ConfState
 	// applied is the position that the group's machine had reached when the log was opened.
 	applied causal.Position
 	// state returns the position that it has reached, and the configuration there; nil refuses to. It is what a snapshot
@@ -70,9 +71,12 @@ func openLog(g kv.GroupID, log storage.Log, windowBytes int, sizeGrain uint64) (
 	if s.conf, err = decodeConfRow(applied.ConfState); err != nil {
 		return nil, s.corrupt("its configuration: %v", err)
 	}
-	s.hard, s.truncated, s.last = hard, truncated, last
+	s.truncated, s.last = truncated, last
 	s.applied = causal.Position{Term: applied.Term, Index: applied.Index}
-	if hard.Commit < applied.Index || hard.Commit > last.Index || applied.Index < truncated.Index {
+	s.saved = hard
+	hard.Commit = max(hard.Commit, applied.Index)
+	s.hard = hard
+	if hard.Commit > last.Index || applied.Index < truncated.Index {
 		return nil, s.corrupt("truncated %d <= applied %d <= commit %d <= last %d does not hold",
 			truncated.Index, applied.Index, hard.Commit, last.Index)
 	}
@@ -173,11 +177,21 @@ func (s *logStore) failed(err error) error {
 	return err
 }
 
-// persist puts what one append message asks for into the batch: entries, which replace whatever is there from the
-// first of them on, and the hard state where it changed.
-func (s *logStore) persist(b *storage.Batch, hard *pb.HardState, entries []*pb.Entry) {
+// note takes over Raft's hard state.
+func (s *logStore) note(hard *pb.HardState) {
 	if !raft.IsEmptyHardState(hard) {
 		s.hard = storage.HardState{Term: hard.GetTerm(), Vote: hard.GetVote(), Commit: hard.GetCommit()}
+	}
+}
+
+// promised reports whether the hard state holds a term or a vote that no batch has.
+func (s *logStore) promised() bool { return s.hard.Term != s.saved.Term || s.hard.Vote != s.saved.Vote }
+
+// persist puts into the batch what one append message asks for: entries, which replace whatever is there from the
+// first of them on, and the hard state where it promises something new.
+func (s *logStore) persist(b *storage.Batch, entries []*pb.Entry) {
+	if s.promised() {
+		s.saved = s.hard
 		row := s.hard
 		if mutant.Planted == mutant.VoteNotPersisted {
 			row.Vote = 0
@@ -225,7 +239,7 @@ func (s *logStore) truncate(b *storage.Batch, through causal.Position) {
 
 // reset makes the log that of a replica in which a snapshot was installed: empty, behind the position.
 func (s *logStore) reset(pos causal.Position, hard storage.HardState, conf *pb.ConfState) {
-	s.hard, s.conf, s.truncated, s.last, s.applied = hard, conf, pos, pos, pos
+	s.hard, s.saved, s.conf, s.truncated, s.last, s.applied = hard, hard, conf, pos, pos, pos
 	s.win = window{bytesMax: s.win.bytesMax}
 	s.size.clear()
 }

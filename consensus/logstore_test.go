@@ -89,7 +89,6 @@ func TestFollowerBehindTheWindowCatchesUpFromStorage(t *testing.T) {
 
 func TestCorruptLogIsAnErrorThatNamesTheGroup(t *testing.T) {
 	for name, spoil := range map[string]func(b *storage.Batch){
-		"commit behind applied": func(b *storage.Batch) { b.SetHardState(1, storage.HardState{Term: 9, Commit: 0}) },
 		"commit beyond the log": func(b *storage.Batch) { b.SetHardState(1, storage.HardState{Term: 9, Commit: 99}) },
 		"unknown configuration": func(b *storage.Batch) {
 			b.SetApplied(1, storage.Applied{Index: 1, Term: 1, ConfState: []byte{42}})

@@ -144,8 +144,8 @@ func (l *loop) iterate(tick bool) {
 	l.takeReadies()
 	l.stepLocal()
 	l.flush()
-	carried := l.persist()
-	l.apply(carried)
+	l.persist()
+	l.apply()
 	l.settleDirty()
 }
 

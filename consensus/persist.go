@@ -101,36 +101,28 @@ func (l *loop) completeSyncs(durable uint64, err error) {
 // crowded reports whether enough batches are on their way to the disk. What can wait then does, until one is there.
 func (l *loop) crowded() bool { return len(l.syncing) >= l.cfg.SyncsAheadMax }
 
-// persist puts what all groups and the eventual lane have to write into one batch and starts its sync. Commit indexes
-// alone need no sync; a batch of nothing else is returned instead, to go along with what is applied next.
-func (l *loop) persist() *storage.Batch {
+// persist puts what all groups and the eventual lane have to write into one batch and starts its sync.
+func (l *loop) persist() {
 	if l.failure != nil || !l.mustPersist() {
-		return nil
+		return
 	}
 	if len(l.syncing) >= l.cfg.SyncsMax {
 		l.awaitRoom()
 		if l.failure != nil {
-			return nil
+			return
 		}
 	}
 	b := l.deps.Engine.NewBatch()
-	entries, mustSync := 0, false
+	entries := 0
 	for _, g := range l.readied {
 		if g.ready.append {
-			g.log.persist(b, g.ready.hard, g.ready.entries)
+			g.log.persist(b, g.ready.entries)
 			entries += len(g.ready.entries)
-			mustSync = mustSync || g.ready.mustSync
 		}
 	}
 	l.truncate(b)
 	logBytes := b.Len()
-	var dones []func(error)
-	if mustSync || !l.crowded() {
-		dones = l.takeFills(b)
-	}
-	if !mustSync && len(dones) == 0 {
-		return b
-	}
+	dones := l.takeFills(b)
 	bytes := int64(b.Len() - logBytes)
 	l.fillBytes.Add(bytes)
 	l.metrics.syncEntries.Observe(float64(entries))
@@ -142,19 +134,18 @@ func (l *loop) persist() *storage.Batch {
 			done(err)
 		}
 		l.fail(fmt.Errorf("consensus: write: %w", err))
-		return nil
+		return
 	}
 	l.batches++
 	l.syncing = append(l.syncing, syncing{number: l.batches})
 	for _, g := range l.readied {
-		if g.ready.append && g.ready.mustSync {
+		if g.ready.append {
 			g.lastSync = l.batches
 			l.answerAfter(g, l.batches, g.ready.responses)
 		}
 	}
 	// The channel has a slot for every batch that may be syncing, so this never blocks.
 	l.jobs <- syncJob{number: l.batches, batch: b, dones: dones, bytes: bytes, started: started}
-	return nil
 }
 
 // mustPersist reports whether there is anything to write that should not wait.

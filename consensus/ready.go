@@ -160,8 +160,8 @@ func (l *loop) accept(g *group, rd raft.Ready) {
 				l.beginInstall(g, rd.HardState, m)
 				continue
 			}
-			g.ready.append, g.ready.mustSync = true, rd.MustSync
-			g.ready.hard, g.ready.entries, g.ready.responses = rd.HardState, m.GetEntries(), m.GetResponses()
+			g.ready.entries, g.ready.responses = m.GetEntries(), m.GetResponses()
+			l.promise(g, rd.HardState)
 		case raft.LocalApplyThread:
 			g.ready.committed, g.ready.applied = m.GetEntries(), m.GetResponses()
 		default:
@@ -176,14 +176,18 @@ func (l *loop) accept(g *group, rd raft.Ready) {
 		l.deliver(g, g.ready.responses)
 		g.ready.responses = nil
 	}
-	if g.ready.append && !g.ready.mustSync {
-		// Nothing here has to be durable beyond what was written before: at most the commit index moved, and losing
-		// that loses nothing. The answers wait for what is still being synced, if anything is.
+	l.readied = append(l.readied, g)
+}
+
+// promise decides whether what Raft wants appended has to be persisted. A commit index that has moved does not: losing it
+// loses nothing. The answers then wait for what is still being synced, if anything is.
+func (l *loop) promise(g *group, hard *pb.HardState) {
+	g.log.note(hard)
+	g.ready.append = len(g.ready.entries) > 0 || g.log.promised()
+	if !g.ready.append {
 		l.answerAfter(g, g.lastSync, g.ready.responses)
 		g.ready.responses = nil
-		g.ready.append = !raft.IsEmptyHardState(g.ready.hard)
 	}
-	l.readied = append(l.readied, g)
 }
 
 // noteAppended looks at the entries that Raft appended: ours get their place, others' carry their proposer's clock.

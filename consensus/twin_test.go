@@ -212,7 +212,7 @@ func TestLogStoreAgreesWithAPlainLog(t *testing.T) {
 			}
 			log = append(log[:from:from], batch...)
 			b := e.NewBatch()
-			s.persist(b, nil, batch)
+			s.persist(b, batch)
 			require.NoError(t, e.ApplyNoSync(b))
 			b.Close()
 			if rapid.Bool().Draw(t, "reopen") {
