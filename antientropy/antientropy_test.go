@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,57 +23,79 @@ import (
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
-func TestCompareEqualsItsNaiveTwin(t *testing.T) {
+func TestDiffOfRowsEqualsItsNaiveTwin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		draw := func(name string) map[string]uint64 {
 			return rapid.MapOf(rapid.StringMatching("[ab]{1,4}"), rapid.Uint64Range(0, 1)).Draw(t, name)
 		}
-		list := func(m map[string]uint64) []keyHash {
-			var out []keyHash
+		salt := rapid.Uint64().Draw(t, "salt")
+		parts := bitmap(rapid.Uint64().Draw(t, "parts"))
+		list := func(m map[string]uint64) (out []row) {
 			for k, h := range m {
-				out = append(out, keyHash{key: []byte(k), hash: h})
+				key := xxhash.Sum64String(k)
+				h += mix(key) // as a row's hash is over its key too
+				out = append(out, row{
+					key: []byte(k), part: int(key % fanOut), hash: h,
+					mark: rowMark{id: uint32(mix(key ^ salt)), sum: uint32(mix(h ^ salt))},
+				})
 			}
-			slices.SortFunc(out, func(a, b keyHash) int { return bytes.Compare(a.key, b.key) })
 			return out
 		}
 		ours, theirs := draw("ours"), draw("theirs")
-		var want []string
+		in := func(k string) bool { return parts.has(int(xxhash.Sum64String(k) % fanOut)) }
+		var wantSend []string
+		var wantIDs []uint32
 		for k, h := range ours {
-			if o, ok := theirs[k]; !ok || o != h {
-				want = append(want, k)
+			if o, ok := theirs[k]; in(k) && (!ok || o != h) {
+				wantSend = append(wantSend, k)
 			}
 		}
 		for k := range theirs {
-			if _, ok := ours[k]; !ok {
-				want = append(want, k)
+			if _, ok := ours[k]; in(k) && !ok {
+				wantIDs = append(wantIDs, uint32(mix(xxhash.Sum64String(k)^salt)))
 			}
 		}
+		send, ids := diffRows(list(ours), parts, marksOf(list(theirs), parts))
 		var got []string
-		for _, k := range compare(list(ours), list(theirs)) {
+		for _, k := range send {
 			got = append(got, string(k))
 		}
-		slices.Sort(want)
-		slices.Sort(got) // the order within the tail does not matter
-		require.Equal(t, want, got)
+		require.ElementsMatch(t, wantSend, got)
+		require.ElementsMatch(t, wantIDs, ids)
+		// Parts are equal if and only if their rows are.
+		differs := differing(partSums(list(ours), salt), partSums(list(theirs), salt))
+		for p := range fanOut {
+			var one bitmap
+			one.add(p)
+			send, ids := diffRows(list(ours), one, marksOf(list(theirs), one))
+			require.Equal(t, len(send)+len(ids) > 0, differs.has(p))
+		}
 	})
 }
 
 func FuzzDecodersNeverPanic(f *testing.F) {
-	f.Add(chunk{more: true, keys: []keyHash{{key: []byte("a"), hash: 1}}}.append(nil))
+	f.Add(nodeRows{marks: []rowMark{{1, 2}}}.append(nil))
+	f.Add(nodeRows{parts: make([]uint32, fanOut)}.append(nil))
+	f.Add(wanted{node: 7, ids: []uint32{1, 2}}.append(nil))
 	f.Add(keySet{key: []byte("k"), set: sibling(1, "v")}.append(nil))
-	f.Add(merged{taken: 1, sets: []keySet{{key: []byte("k"), set: sibling(1, "v")}}}.append(nil))
-	f.Add(header{kind: askKeys, partition: 3, epoch: 1}.append(nil))
+	f.Add(merged{from: standing{5, true}, taken: 1, sets: []keySet{{key: []byte("k"), set: sibling(1, "v")}}}.append(nil))
+	f.Add(header{kind: askRows, partition: 3, epoch: 1}.append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if c, err := decodeChunk(b); err == nil {
-			again, err := decodeChunk(c.append(nil))
-			require.NoError(t, err)
-			require.Equal(t, c, again)
+		if r := (reader{b: b}); len(b) > 0 {
+			if n := r.nodeRows(); r.err == nil {
+				require.Equal(t, b[:len(b)-len(r.b)], n.append(nil))
+			}
+		}
+		if r := (reader{b: b}); len(b) > 0 {
+			if w := r.wanted(); r.err == nil {
+				again := reader{b: w.append(nil)}
+				require.Equal(t, w, again.wanted())
+			}
 		}
 		_, _ = decodeKeySets(b)
 		_, _ = decodeMerged(b, 4)
 		_, _, _ = decodeHeader(b)
-		_, _ = decodeDigest(b)
-		_, _, _ = decodeLeafSet(b)
+		_, _ = decodeSums(b, groups)
 	})
 }
 
@@ -98,7 +119,7 @@ type replica struct {
 	merging sync.Mutex
 }
 
-func (r *replica) Merge(_ context.Context, p kv.PartitionID, _ kv.Epoch, key []byte, set causal.SiblingSet) error {
+func (r *replica) Merge(_ context.Context, p kv.PartitionID, _ kv.Epoch, key []byte, set causal.SiblingSet, _ bool) error {
 	r.merging.Lock()
 	defer r.merging.Unlock()
 	held, _, err := r.engine.State().Siblings(p, key)
@@ -107,6 +128,19 @@ func (r *replica) Merge(_ context.Context, p kv.PartitionID, _ kv.Epoch, key []b
 	}
 	return r.put(p, key, causal.Merge(held, set))
 }
+
+// The plainest replica heals nothing, collects nothing and has nothing to flush.
+func (r *replica) Renounce(context.Context, kv.PartitionID, []byte, causal.SiblingSet, causal.HLC) error {
+	return nil
+}
+
+func (r *replica) Rewrite(context.Context, kv.PartitionID, []byte) error { return nil }
+
+func (r *replica) Collect(context.Context, kv.PartitionID, []byte, uint64) (bool, error) {
+	return false, nil
+}
+
+func (r *replica) Flush(context.Context, kv.PartitionID) error { return nil }
 
 func (r *replica) put(p kv.PartitionID, key []byte, set causal.SiblingSet) error {
 	b := r.engine.NewBatch()
@@ -157,7 +191,7 @@ func group(t *testing.T, n int, cfg Config) []*replica {
 		t.Cleanup(func() { require.NoError(t, e.Close()) })
 		r := &replica{id: id, engine: e, others: all}
 		r.service, err = New(cfg, Deps{
-			Self: id, State: e.State(), Merger: r, Peer: r,
+			Self: id, Engine: e, Replica: r, Peer: r, Now: hlcNow, Applied: func(kv.PartitionID) uint64 { return 0 },
 			Owned: func() []Owned {
 				return []Owned{{Partition: 0, Epoch: 1, Owners: owners}, {Partition: 1, Epoch: 1, Owners: owners}}
 			},
@@ -169,6 +203,16 @@ func group(t *testing.T, n int, cfg Config) []*replica {
 		out = append(out, r)
 	}
 	return out
+}
+
+func hlcNow() (causal.HLC, error) { return causal.MakeHLC(time.Now().UnixMilli(), 0), nil }
+
+// exchangeWith compares with a peer and returns the number of keys carried over.
+func exchangeWith(t testing.TB, r *replica, partition int, to kv.NodeID) int {
+	t.Helper()
+	x := r.service.newExchange(r.service.deps.Owned()[partition], to)
+	require.NoError(t, r.service.compare(t.Context(), x))
+	return x.keys
 }
 
 func testConfig() Config {
@@ -188,15 +232,12 @@ func TestExchangeMakesTwoReplicasEqualWhateverTheyHold(t *testing.T) {
 				set := sibling(uint64(i+1), string(bytes.Repeat([]byte{'x'}, r.IntN(40))))
 				for j, side := range g {
 					if r.IntN(3) != j { // a third on one side only
-						require.NoError(t, side.Merge(t.Context(), 0, 1, []byte(key), set))
+						require.NoError(t, side.Merge(t.Context(), 0, 1, []byte(key), set, false))
 						want[key] = causal.Merge(want[key], set)
 					}
 				}
 			}
-			o := g[0].service.deps.Owned()[0]
-			n, err := g[0].service.compareWith(t.Context(), o, 2, new(time.Duration))
-			require.NoError(t, err)
-			require.Positive(t, n)
+			require.Positive(t, exchangeWith(t, g[0], 0, 2))
 			require.Equal(t, len(want), len(g[0].rows(t, 0)))
 			for _, side := range g {
 				rows := side.rows(t, 0)
@@ -205,9 +246,7 @@ func TestExchangeMakesTwoReplicasEqualWhateverTheyHold(t *testing.T) {
 				}
 			}
 			g[0].asked.Store(0)
-			n, err = g[0].service.compareWith(t.Context(), o, 2, new(time.Duration))
-			require.NoError(t, err)
-			require.Zero(t, n)
+			require.Zero(t, exchangeWith(t, g[0], 0, 2))
 			require.Equal(t, int64(1), g[0].asked.Load(), "equal replicas cost one round trip")
 		})
 	}
@@ -219,9 +258,7 @@ func TestOneSideEmptyGetsEverythingInBoundedChunks(t *testing.T) {
 		for i := range 1000 {
 			require.NoError(t, g[full].put(1, fmt.Appendf(nil, "key-%04d", i), sibling(uint64(i+1), "value")))
 		}
-		n, err := g[0].service.compareWith(t.Context(), g[0].service.deps.Owned()[1], 2, new(time.Duration))
-		require.NoError(t, err)
-		require.Equal(t, 1000, n)
+		require.Equal(t, 1000, exchangeWith(t, g[0], 1, 2))
 		require.Len(t, g[1-full].rows(t, 1), 1000)
 	}
 }
@@ -234,10 +271,8 @@ func TestOnlyWhatDiffersIsCarried(t *testing.T) {
 			require.NoError(t, side.put(0, fmt.Appendf(nil, "key-%04d", i), sibling(uint64(i+1), value)))
 		}
 	}
-	require.NoError(t, g[1].Merge(t.Context(), 0, 1, []byte("key-0007"), sibling(5000, value)))
-	n, err := g[0].service.compareWith(t.Context(), g[0].service.deps.Owned()[0], 2, new(time.Duration))
-	require.NoError(t, err)
-	require.Equal(t, 1, n)
+	require.NoError(t, g[1].Merge(t.Context(), 0, 1, []byte("key-0007"), sibling(5000, value), false))
+	require.Equal(t, 1, exchangeWith(t, g[0], 0, 2))
 	require.Less(t, g[0].carried.Load(), int64(10_000), "of 2 MB of equal values nothing travels")
 }
 
@@ -292,53 +327,46 @@ func TestStrangersAndOtherEpochsAreRefused(t *testing.T) {
 		from kv.NodeID
 		h    header
 	}{
-		{9, header{askLeaves, 0, 1}},
-		{2, header{askLeaves, 0, 2}},
-		{2, header{askLeaves, 5, 1}},
+		{9, header{kind: askRoot, partition: 0, epoch: 1}},
+		{2, header{kind: askRoot, partition: 0, epoch: 2}},
+		{2, header{kind: askRoot, partition: 5, epoch: 1}},
+		{9, header{kind: askWatermark, partition: 0, epoch: 1}},
 	} {
-		_, err := g[0].service.Handle(t.Context(), c.from, appendDigest(c.h.append(nil), &digest{}))
+		var body []byte
+		if c.h.kind == askWatermark {
+			body = append(body, stepCommit)
+		}
+		body = append(body, 0, 0, 0, 0, 0, 0, 0, 0)
+		_, err := g[0].service.Handle(t.Context(), c.from, append(c.h.append(nil), body...))
 		require.ErrorIs(t, err, ErrNotOwner)
 	}
-	for _, payload := range [][]byte{nil, {1}, header{9, 0, 1}.append(nil), append(header{askLeaves, 0, 1}.append(nil), 1)} {
+	for _, payload := range [][]byte{nil, {1}, header{kind: 99, epoch: 1}.append(nil), append(header{kind: askRoot, epoch: 1}.append(nil), 1)} {
 		_, err := g[0].service.Handle(t.Context(), 2, payload)
 		require.ErrorIs(t, err, ErrPayload)
 	}
 }
 
-func TestKeysOfOnePartitionSpreadOverAllLeaves(t *testing.T) {
-	// The high bits of the hash choose the partition; these keys agree in eight of them.
-	used := map[int]bool{}
-	for i, found := 0, 0; found < 4000; i++ {
-		key := fmt.Appendf(nil, "key-%d", i)
-		if xxhash.Sum64(key)>>56 == 0x5a {
-			used[leafOf(key)] = true
-			found++
-		}
-	}
-	require.Greater(t, len(used), leaves*9/10)
-}
-
 // slowMerger takes its time for each merge, as a sync does.
 type slowMerger struct{ *replica }
 
-func (m slowMerger) Merge(ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet) error {
+func (m slowMerger) Merge(
+	ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet, heals bool,
+) error {
 	time.Sleep(5 * time.Millisecond)
-	return m.replica.Merge(ctx, p, epoch, key, set)
+	return m.replica.Merge(ctx, p, epoch, key, set, heals)
 }
 
 func TestMergesOfAMessageWaitForTheDiskTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := group(t, 2, DefaultConfig())
 		for _, side := range g {
-			side.service.deps.Merger = slowMerger{side}
+			side.service.deps.Replica = slowMerger{side}
 		}
 		for i := range 2000 {
 			require.NoError(t, g[i%2].put(0, fmt.Appendf(nil, "key-%04d", i), sibling(uint64(i+1), "v")))
 		}
 		start := time.Now()
-		n, err := g[0].service.compareWith(t.Context(), g[0].service.deps.Owned()[0], 2, new(time.Duration))
-		require.NoError(t, err)
-		require.Equal(t, 2000, n)
+		require.Equal(t, 2000, exchangeWith(t, g[0], 0, 2))
 		require.Less(t, time.Since(start), time.Second, "one after the other it would be ten")
 	})
 }

@@ -1,28 +1,44 @@
 package antientropy
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
+	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/storage"
 )
 
 // mergesMax bounds the merges under way at once. Each waits for the disk, and those that wait together share a sync: one
 // after the other a message of small values would take longer than a request may.
 const mergesMax = 256
 
-// mergeAll merges the sets into this node's replica and returns once all of them are durable.
-func (s *Service) mergeAll(ctx context.Context, o Owned, sets []keySet) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(mergesMax)
-	for _, k := range sets {
-		if k.set.IsZero() {
-			continue
+// mergeAll merges the sets into this node's replica and returns once all of them are durable. A set that cannot be merged
+// does not keep the others from it.
+func (s *Service) mergeAll(ctx context.Context, o Owned, from standing, sets []keySet) error {
+	heals := from.healthy && from.committed >= s.deps.Engine.State().Repair(o.Partition).Committed
+	return s.forAll(len(sets), func(i int) error {
+		if sets[i].set.IsZero() {
+			return nil
 		}
-		g.Go(func() error { return s.deps.Merger.Merge(ctx, o.Partition, o.Epoch, k.key, k.set) })
+		return s.deps.Replica.Merge(ctx, o.Partition, o.Epoch, sets[i].key, sets[i].set, heals)
+	})
+}
+
+// forAll runs do for 0 to n-1, many at once, and returns the first error once all of them ended.
+func (s *Service) forAll(n int, do func(i int) error) error {
+	var g errgroup.Group
+	g.SetLimit(mergesMax)
+	for i := range n {
+		g.Go(func() error { return do(i) })
 	}
 	return g.Wait()
 }
@@ -33,17 +49,29 @@ func (s *Service) Handle(ctx context.Context, from kv.NodeID, payload []byte) ([
 	if err != nil {
 		return nil, err
 	}
+	if h.kind == askWatermark {
+		return s.answerWatermark(ctx, from, h, body)
+	}
 	o, err := s.owned(h, from)
 	if err != nil {
 		return nil, err
 	}
+	if s.deps.Engine.State().Repair(o.Partition).Quarantined {
+		return nil, fmt.Errorf("%w: partition %d", ErrQuarantined, o.Partition)
+	}
 	switch h.kind {
-	case askLeaves:
-		return s.answerLeaves(ctx, o, body)
-	case askKeys:
-		return s.answerKeys(ctx, o, body)
+	case askRoot:
+		return s.answerRoot(ctx, o, body)
+	case askNodes:
+		return s.answerNodes(ctx, o, body)
+	case askRows:
+		return s.answerRows(o, body)
+	case askParts:
+		return s.answerParts(o, body)
+	case askSets:
+		return s.answerSets(o, body)
 	case askMerge:
-		return s.answerMerge(ctx, o, body)
+		return s.answerMerge(ctx, o, h.from, body)
 	default:
 		return nil, fmt.Errorf("%w: request of kind %d", ErrPayload, h.kind)
 	}
@@ -59,59 +87,233 @@ func (s *Service) owned(h header, from kv.NodeID) (Owned, error) {
 	return Owned{}, fmt.Errorf("%w: partition %d, epoch %d, asked by node %d", ErrNotOwner, h.partition, h.epoch, from)
 }
 
-func (s *Service) answerLeaves(ctx context.Context, o Owned, body []byte) ([]byte, error) {
-	theirs, err := decodeDigest(body)
-	if err != nil {
-		return nil, err
-	}
-	own, err := s.digest(ctx, o.Partition)
-	if err != nil {
-		return nil, err
-	}
-	differ := own.differing(theirs)
-	return differ[:], nil
+// standing is what this replica's word is worth.
+func (s *Service) standing(p kv.PartitionID) standing {
+	r := s.deps.Engine.State().Repair(p)
+	return standing{committed: r.Committed, healthy: !r.Healing}
 }
 
-func (s *Service) answerKeys(ctx context.Context, o Owned, body []byte) ([]byte, error) {
-	in, after, err := decodeLeafSet(body)
+// digests returns the digests of the partition's tree. A tree that cannot be read is looked into.
+func (s *Service) digests(ctx context.Context, p kv.PartitionID) (*storage.TreeDigests, error) {
+	t, err := s.deps.Engine.Digests(ctx, p)
+	if errors.Is(err, storage.ErrCorruption) {
+		s.Suspect(p)
+	}
+	return t, err
+}
+
+func (s *Service) answerRoot(ctx context.Context, o Owned, body []byte) ([]byte, error) {
+	r := reader{b: body}
+	theirs := r.uint64("root")
+	if r.err != nil {
+		return nil, r.err
+	}
+	own, err := s.digests(ctx, o.Partition)
+	if err != nil || rootDigest(own) == theirs {
+		return nil, err
+	}
+	return appendSums(nil, groupDigests(own)), nil
+}
+
+func (s *Service) answerNodes(ctx context.Context, o Owned, body []byte) ([]byte, error) {
+	r := reader{b: body}
+	which := bitmap(r.uint64("groups"))
+	if r.err != nil {
+		return nil, r.err
+	}
+	own, err := s.digests(ctx, o.Partition)
 	if err != nil {
 		return nil, err
 	}
-	if len(after) == 0 {
-		after = nil
+	var out []byte
+	for g := range groups {
+		if which.has(g) {
+			out = appendSums(out, nodeDigests(own, g))
+		}
 	}
-	c, err := s.keys(ctx, o.Partition, &in, after, nil, s.cfg.ChunkBytesMax)
-	if err != nil {
-		return nil, err
+	return out, nil
+}
+
+// rows lists the rows of a node.
+func (s *Service) rows(p kv.PartitionID, node int, salt uint64) ([]row, error) {
+	var out []row
+	from, to := storage.NodePlaces(node)
+	width := (to - uint64(from)) / fanOut
+	err := s.deps.Engine.State().ScanTree(p, from, to, func(place storage.Place, key []byte, hash uint64) (bool, error) {
+		out = append(out, row{
+			key: bytes.Clone(key), part: int(uint64(place-from) / width), hash: hash,
+			mark: rowMark{id: uint32(mix(xxhash.Sum64(key) ^ salt)), sum: uint32(mix(hash ^ salt))},
+		})
+		return true, nil
+	})
+	if errors.Is(err, storage.ErrCorruption) {
+		s.Suspect(p)
 	}
-	return c.append(nil), nil
+	return out, err
+}
+
+// answerRows stops when the answer grows too large; the peer asks for the rest again.
+func (s *Service) answerRows(o Owned, body []byte) ([]byte, error) {
+	r := reader{b: body}
+	salt := r.uint64("salt")
+	var out []byte
+	for len(r.b) > 0 && len(out) < s.cfg.ChunkBytesMax {
+		node := r.node()
+		if r.err != nil {
+			return nil, r.err
+		}
+		rows, err := s.rows(o.Partition, node, salt)
+		if err != nil {
+			return nil, err
+		}
+		n := nodeRows{marks: marksOf(rows, ^bitmap(0))}
+		if len(rows) > listRowsMax {
+			n = nodeRows{parts: partSums(rows, salt)}
+		}
+		out = n.append(out)
+	}
+	return out, r.err
+}
+
+func (s *Service) answerParts(o Owned, body []byte) ([]byte, error) {
+	r := reader{b: body}
+	salt := r.uint64("salt")
+	var out []byte
+	for len(r.b) > 0 && len(out) < s.cfg.ChunkBytesMax {
+		node, parts := r.node(), bitmap(r.uint64("parts"))
+		if r.err != nil {
+			return nil, r.err
+		}
+		rows, err := s.rows(o.Partition, node, salt)
+		if err != nil {
+			return nil, err
+		}
+		out = appendMarks(out, marksOf(rows, parts))
+	}
+	return out, r.err
+}
+
+// answerSets stops when the answer grows too large, also amid a node, which then does not count as taken.
+func (s *Service) answerSets(o Owned, body []byte) ([]byte, error) {
+	r := reader{b: body}
+	salt := r.uint64("salt")
+	m := merged{from: s.standing(o.Partition)}
+	for size := 0; len(r.b) > 0; m.taken++ {
+		w := r.wanted()
+		if r.err != nil {
+			return nil, r.err
+		}
+		rows, err := s.rows(o.Partition, w.node, salt)
+		if err != nil {
+			return nil, err
+		}
+		for i := range rows {
+			if !slices.Contains(w.ids, rows[i].mark.id) {
+				continue
+			}
+			if size >= s.cfg.ChunkBytesMax {
+				return m.append(nil), nil
+			}
+			set, found, err := s.deps.Engine.State().Siblings(o.Partition, rows[i].key)
+			if err != nil {
+				return nil, s.unread(o.Partition, err)
+			}
+			if found {
+				m.sets = append(m.sets, keySet{key: rows[i].key, set: set})
+				size += len(rows[i].key) + setBytes(set.Siblings)
+			}
+		}
+	}
+	return m.append(nil), r.err
+}
+
+// unread notes that a row of the partition could not be read.
+func (s *Service) unread(p kv.PartitionID, err error) error {
+	if errors.Is(err, storage.ErrCorruption) {
+		s.Suspect(p)
+	}
+	return err
 }
 
 // answerMerge merges the peer's sets and returns what this replica holds afterwards of those that differ. The answer stops
 // early when it grows too large; the peer sends the rest again, which by then is merged and costs nothing.
-func (s *Service) answerMerge(ctx context.Context, o Owned, body []byte) ([]byte, error) {
+func (s *Service) answerMerge(ctx context.Context, o Owned, from standing, body []byte) ([]byte, error) {
 	arrived, err := decodeKeySets(body)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.mergeAll(ctx, o, arrived); err != nil {
-		return nil, err
+	// A set that cannot be merged, one from the future say, must not keep back those behind it.
+	failed := s.mergeAll(ctx, o, from, arrived)
+	if failed != nil {
+		s.deps.Logger.Debug("a set of a peer could not be merged", "partition", o.Partition, "error", failed)
 	}
-	var m merged
-	bytes := 0
+	m := merged{from: s.standing(o.Partition), behind: failed != nil}
+	size := 0
 	for _, k := range arrived {
-		if m.taken > 0 && bytes >= s.cfg.ChunkBytesMax {
+		if m.taken > 0 && size >= s.cfg.ChunkBytesMax {
 			break
 		}
-		held, _, err := s.deps.State.Siblings(o.Partition, k.key)
+		held, _, err := s.deps.Engine.State().Siblings(o.Partition, k.key)
 		if err != nil {
-			return nil, err
+			return nil, s.unread(o.Partition, err)
 		}
 		m.taken++
 		if !held.Equal(k.set) {
 			m.sets = append(m.sets, keySet{key: k.key, set: held})
-			bytes += len(k.key) + setBytes(held.Siblings)
+			size += len(k.key) + setBytes(held.Siblings)
 		}
+		s.doubt(o.Partition, from, k, held)
 	}
 	return m.append(nil), nil
+}
+
+// doubt has the partition checked when a replica as far as this one holds a value from before the watermark of which this
+// one knows nothing: one of the two has lost something.
+func (s *Service) doubt(p kv.PartitionID, from standing, arrived keySet, held causal.SiblingSet) {
+	own := s.standing(p)
+	if !own.healthy || !from.healthy || from.committed != own.committed {
+		return
+	}
+	for i := range arrived.set.Siblings {
+		v := &arrived.set.Siblings[i]
+		if v.Dot.Time <= own.committed && !v.Deleted && !held.Covers(v.Dot) {
+			s.Suspect(p)
+			return
+		}
+	}
+}
+
+// suspects are partitions to be checked at once.
+type suspects struct {
+	wake chan struct{}
+
+	mu  sync.Mutex // guards all
+	all map[kv.PartitionID]bool
+}
+
+// Suspect has the partition's rows checked soon. It does not block.
+func (s *Service) Suspect(p kv.PartitionID) {
+	s.suspects.mu.Lock()
+	s.suspects.all[p] = true
+	s.suspects.mu.Unlock()
+	select {
+	case s.suspects.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the suspects and forgets them.
+func (s *suspects) take() map[kv.PartitionID]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.all
+	s.all = map[kv.PartitionID]bool{}
+	return out
+}
+
+func appendNodes(dst []byte, nodes []int) []byte {
+	for _, n := range nodes {
+		dst = binary.BigEndian.AppendUint16(dst, uint16(n))
+	}
+	return dst
 }

@@ -3,13 +3,13 @@ package antientropy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
@@ -21,10 +21,28 @@ type Peer interface {
 	Exchange(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error)
 }
 
-// Merger merges a set into this node's replica under the rules of a repair, and returns once the result is durable. It is
-// called for many keys at once.
-type Merger interface {
-	Merge(ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet) error
+// Replica is this node's replica of the eventual lane. Its methods return once what they did is durable, and are called
+// for many keys at once.
+type Replica interface {
+	// Merge merges a set under the rules of a repair. heals says that the sender has lost nothing and is as far as this
+	// replica, so that a replica which heals takes also what is from before the watermark.
+	Merge(ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet, heals bool) error
+	// Renounce drops, while the replica heals, what it holds of the key from up to the time and theirs does not hold.
+	Renounce(ctx context.Context, p kv.PartitionID, key []byte, theirs causal.SiblingSet, upTo causal.HLC) error
+	// Rewrite writes the key's row again as it is; a row that cannot be read is removed.
+	Rewrite(ctx context.Context, p kv.PartitionID, key []byte) error
+	// Collect removes the key's row if it holds no value and is wholly behind the watermark. applied is how far the
+	// partition's log was applied before.
+	Collect(ctx context.Context, p kv.PartitionID, key []byte, applied uint64) (gone bool, err error)
+	// Flush returns once all that was accepted for the partition is in storage.
+	Flush(ctx context.Context, p kv.PartitionID) error
+}
+
+// Hints is a node's store of hints, as far as the watermark is concerned.
+type Hints interface {
+	// Settled reports whether the store holds no hint of the partition stamped at or below the time, and makes it durably
+	// refuse such hints from then on.
+	Settled(ctx context.Context, p kv.PartitionID, upTo causal.HLC) (bool, error)
 }
 
 // Owned is a partition that this node holds a replica of.
@@ -36,26 +54,39 @@ type Owned struct {
 
 // Deps are the service's collaborators.
 type Deps struct {
-	Self   kv.NodeID
-	State  storage.State
-	Merger Merger
-	Peer   Peer
+	Self    kv.NodeID
+	Engine  *storage.Engine
+	Replica Replica
+	Peer    Peer
 	// Owned lists what this node holds by the map in force.
-	Owned      func() []Owned
-	Alive      func(kv.NodeID) bool
+	Owned func() []Owned
+	Alive func(kv.NodeID) bool
+	// Now reads the node's hybrid clock: every attempt that the node stamps later is above what it returns.
+	Now func() (causal.HLC, error)
+	// Applied returns how far the log of the partition is applied here.
+	Applied func(kv.PartitionID) uint64
+	// Hints is nil on a node that keeps none.
+	Hints Hints
+	// HintHolders lists the nodes that may keep hints of a partition besides its owners. Nil: there are none.
+	HintHolders func() []kv.NodeID
+	// Violated counts rows that were found damaged. Nil: nobody counts.
+	Violated   func(rows int)
 	Rand       *rand.Rand
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
 
-// Service compares this node's partitions with their other replicas, and answers theirs.
+// Service compares this node's partitions with their other replicas, answers theirs, and keeps what it compares sound.
 type Service struct {
-	cfg  Config
-	deps Deps
+	cfg      Config
+	deps     Deps
+	metrics  *metrics
+	suspects suspects
+	// soon has one slot: a token begins a round without the pause.
+	soon chan struct{}
 
-	exchanges *prometheus.CounterVec
-	repaired  *prometheus.CounterVec
-	seconds   prometheus.Counter
+	mu         sync.Mutex // guards what follows
+	partitions map[kv.PartitionID]*progress
 }
 
 // New returns a service that answers peers at once and asks them while Run runs.
@@ -63,30 +94,47 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if deps.Merger == nil || deps.Peer == nil || deps.Owned == nil || deps.Alive == nil || deps.Rand == nil ||
-		deps.Logger == nil || deps.Registerer == nil {
+	if deps.Engine == nil || deps.Replica == nil || deps.Peer == nil || deps.Owned == nil || deps.Alive == nil || deps.Now == nil ||
+		deps.Applied == nil || deps.Rand == nil || deps.Logger == nil || deps.Registerer == nil {
 		return nil, errors.New("antientropy: a collaborator is missing")
 	}
-	s := &Service{
-		cfg: cfg, deps: deps,
-		exchanges: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "kvstore_antientropy_exchanges_total",
-			Help: "Comparisons of a partition with another replica, by result: equal, repaired or failed.",
-		}, []string{"result"}),
-		repaired: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "kvstore_antientropy_keys_repaired_total",
-			Help: "Keys that a comparison merged, by side: local, or remote for those sent to the peer.",
-		}, []string{"side"}),
-		seconds: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "kvstore_antientropy_busy_seconds_total", Help: "Time spent on comparisons that this node began.",
-		}),
+	if deps.HintHolders == nil {
+		deps.HintHolders = func() []kv.NodeID { return nil }
 	}
-	deps.Registerer.MustRegister(s.exchanges, s.repaired, s.seconds)
+	if deps.Violated == nil {
+		deps.Violated = func(int) {}
+	}
+	s := &Service{
+		cfg: cfg, deps: deps, soon: make(chan struct{}, 1), partitions: map[kv.PartitionID]*progress{},
+		suspects: suspects{wake: make(chan struct{}, 1), all: map[kv.PartitionID]bool{}},
+	}
+	s.metrics = newMetrics(s)
 	return s, nil
 }
 
-// Run compares, round after round, until ctx is done.
+// Run compares, scrubs and collects, until ctx is done.
 func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.exchanges(ctx) })
+	g.Go(func() error { return s.watermarks(ctx) })
+	g.Go(func() error { return s.scrub(ctx) })
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-s.deps.Engine.TreesFull():
+			}
+			if err := s.deps.Engine.FoldTrees(ctx); err != nil && ctx.Err() == nil {
+				s.deps.Logger.Warn("changes could not be folded into a hash tree", "error", err)
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// exchanges compares, round after round.
+func (s *Service) exchanges(ctx context.Context) error {
 	pause := s.cfg.Interval
 	for round := 0; ; round++ {
 		pause += time.Duration(s.deps.Rand.Int64N(int64(s.cfg.Interval)/2 + 1))
@@ -94,146 +142,91 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
+		case <-s.soon:
 		}
 		began := time.Now()
 		scanned := s.round(ctx, round)
-		s.seconds.Add(time.Since(began).Seconds())
+		s.metrics.seconds.Add(time.Since(began).Seconds())
 		pause = max(s.cfg.Interval, time.Duration(s.cfg.IdleFactor)*scanned)
 	}
 }
 
-// round compares each partition with one of its other live replicas. It returns how long this node's own scans took:
-// waiting for a peer costs nothing, and after a fault that made comparisons time out the next one must not be far away.
+// hurry begins the next round at once.
+func (s *Service) hurry() {
+	select {
+	case s.soon <- struct{}{}:
+	default:
+	}
+}
+
+// round compares each partition with one of its other live replicas, and one that heals with all of them. It returns how
+// long this node's own reading took: waiting for a peer costs nothing, and after a fault that made comparisons time out the
+// next one must not be far away.
 func (s *Service) round(ctx context.Context, round int) (scanned time.Duration) {
 	for _, o := range s.deps.Owned() {
-		to, ok := s.choose(o, round)
-		if !ok {
-			continue
+		others := s.others(o)
+		healing := s.deps.Engine.State().Repair(o.Partition).Healing
+		if len(others) > 0 && !healing {
+			// The partition is added so that one round does not burden a single peer.
+			n := (round + int(o.Partition)) % len(others)
+			others = others[n : n+1]
 		}
-		n, err := s.compareWith(ctx, o, to, &scanned)
-		switch {
-		case ctx.Err() != nil:
-			return scanned
-		case err != nil:
-			s.exchanges.WithLabelValues("failed").Inc()
-			s.deps.Logger.Debug("a comparison of replicas failed; a later round tries again",
-				"partition", o.Partition, "peer", to, "error", err)
-		case n == 0:
-			s.exchanges.WithLabelValues("equal").Inc()
-		default:
-			s.exchanges.WithLabelValues("repaired").Inc()
-			s.deps.Logger.Info("replicas differed and were merged", "partition", o.Partition, "peer", to, "keys", n)
+		for _, to := range others {
+			x := s.newExchange(o, to)
+			_ = s.compare(ctx, x) // a later round tries again
+			scanned += x.scanned
+			if ctx.Err() != nil {
+				return scanned
+			}
 		}
+		if healing {
+			s.healed(o)
+		}
+		s.collect(ctx, o)
 	}
 	return scanned
 }
 
-// choose takes the owners in turn, skipping this node and the dead.
-func (s *Service) choose(o Owned, round int) (kv.NodeID, bool) {
-	var others []kv.NodeID
+// others returns the live owners but this node.
+func (s *Service) others(o Owned) []kv.NodeID {
+	var out []kv.NodeID
 	for _, id := range o.Owners {
 		if id != s.deps.Self && s.deps.Alive(id) {
-			others = append(others, id)
+			out = append(out, id)
 		}
 	}
-	if len(others) == 0 {
-		return kv.NoNode, false
-	}
-	// The partition is added so that one round does not burden a single peer.
-	return others[(round+int(o.Partition))%len(others)], true
+	return out
 }
 
-// compareWith makes one partition equal on this node and the peer. It returns the number of keys that differed, and adds
-// the time of this node's scans to scanned.
-func (s *Service) compareWith(ctx context.Context, o Owned, to kv.NodeID, scanned *time.Duration) (int, error) {
+// compare runs an exchange and notes how it went.
+func (s *Service) compare(ctx context.Context, x *exchange) error {
 	began := time.Now()
-	own, err := s.digest(ctx, o.Partition)
-	*scanned += time.Since(began)
-	if err != nil {
-		return 0, err
+	err := x.run(ctx)
+	s.metrics.repaired.WithLabelValues("local").Add(float64(x.received))
+	s.metrics.repaired.WithLabelValues("remote").Add(float64(x.sent))
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		s.metrics.exchanges.WithLabelValues("failed").Inc()
+		s.deps.Logger.Debug("a comparison of replicas failed; a later round tries again",
+			"partition", x.o.Partition, "peer", x.to, "error", err)
+		return err
+	case x.keys == 0:
+		s.metrics.exchanges.WithLabelValues("equal").Inc()
+	default:
+		s.metrics.exchanges.WithLabelValues("repaired").Inc()
+		s.deps.Logger.Info("replicas differed and were merged", "partition", x.o.Partition, "peer", x.to, "keys", x.keys)
 	}
-	reply, err := s.ask(ctx, to, appendDigest(header{askLeaves, o.Partition, o.Epoch}.append(nil), own))
-	if err != nil {
-		return 0, err
-	}
-	differ, rest, err := decodeLeafSet(reply)
-	if err != nil || len(rest) != 0 {
-		return 0, fmt.Errorf("%w: answer to a digest", ErrPayload)
-	}
-	if differ.empty() {
-		return 0, nil
-	}
-	total := 0
-	var last []byte
-	for {
-		request := append(header{askKeys, o.Partition, o.Epoch}.append(nil), differ[:]...)
-		reply, err := s.ask(ctx, to, append(request, last...))
-		if err != nil {
-			return total, err
-		}
-		theirs, err := decodeChunk(reply)
-		if err != nil {
-			return total, err
-		}
-		var upTo []byte
-		if theirs.more {
-			upTo = theirs.keys[len(theirs.keys)-1].key
-		}
-		began := time.Now()
-		ours, err := s.keys(ctx, o.Partition, &differ, last, upTo, s.cfg.ChunkBytesMax)
-		*scanned += time.Since(began)
-		if err != nil {
-			return total, err
-		}
-		if ours.more { // both lists end where the shorter one does
-			upTo = ours.keys[len(ours.keys)-1].key
-			theirs.keys = until(theirs.keys, upTo)
-		}
-		keys := compare(ours.keys, theirs.keys)
-		if err := s.mergeKeys(ctx, o, to, keys); err != nil {
-			return total, err
-		}
-		total += len(keys)
-		if upTo == nil {
-			return total, nil
-		}
-		last = slices.Clone(upTo)
-	}
-}
-
-// mergeKeys sends this node's sets of the keys to the peer and merges what comes back, chunk by chunk.
-func (s *Service) mergeKeys(ctx context.Context, o Owned, to kv.NodeID, keys [][]byte) error {
-	for len(keys) > 0 {
-		request := header{askMerge, o.Partition, o.Epoch}.append(nil)
-		sent := 0
-		for sent < len(keys) && (sent == 0 || len(request) < s.cfg.ChunkBytesMax) {
-			set, _, err := s.deps.State.Siblings(o.Partition, keys[sent])
-			if err != nil {
-				return err
-			}
-			request = keySet{key: keys[sent], set: set}.append(request)
-			sent++
-		}
-		reply, err := s.ask(ctx, to, request)
-		if err != nil {
-			return err
-		}
-		m, err := decodeMerged(reply, sent)
-		if err != nil {
-			return err
-		}
-		if err := s.mergeAll(ctx, o, m.sets); err != nil {
-			return err
-		}
-		s.repaired.WithLabelValues("local").Add(float64(len(m.sets)))
-		s.repaired.WithLabelValues("remote").Add(float64(m.taken))
-		keys = keys[m.taken:]
-	}
+	s.note(x, began)
 	return nil
 }
 
 func (s *Service) ask(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	return s.deps.Peer.Exchange(ctx, to, payload)
+	reply, err := s.deps.Peer.Exchange(ctx, to, payload)
+	s.metrics.sent.Add(float64(len(payload)))
+	s.metrics.received.Add(float64(len(reply)))
+	return reply, err
 }

@@ -26,7 +26,8 @@ const (
 //
 //  1. A write id that the strong lane covers is acknowledged: it took effect, whatever its stamp.
 //  2. A stamp that is not above the strong lane's is refused, repeated messages included: after a strong write only a
-//     new stamp may follow it. The key's append fence and promise are checked in this same place, with this same answer.
+//     new stamp may follow it. So is an attempt from before what the replica has promised to the repair watermark. The
+//     key's append fence and promise are checked in this same place, with this same answer.
 //  3. A dot that the held context covers is acknowledged: the message is late or repeated.
 //  4. Unless siblings are kept, a stamp below a held version's is refused, so that a write that is acknowledged is the
 //     last one everywhere it was acknowledged.
@@ -42,6 +43,8 @@ func (v *versions) decide(w *WriteRequest, keeps bool) verdict {
 	case v.hasStrong && v.coversID(attempt.ID):
 		return verdictCovered
 	case v.hasStrong && !attempt.Stamp.After(v.strong.Stamp):
+		return verdictRefused
+	case attempt.Dot.Time <= v.repair.Promised:
 		return verdictRefused
 	case v.set.Covers(attempt.Dot):
 		return verdictHeld
@@ -80,6 +83,9 @@ const (
 	placementEarly
 	// placementFull: the key would have more siblings than the limit allows.
 	placementFull
+	// placementHealing: this replica has lost rows, so that what its new versions claim to cover may include versions that it
+	// does not know.
+	placementHealing
 	// placementCovered: the strong lane has taken in an earlier attempt of this very write.
 	placementCovered
 )
@@ -101,7 +107,7 @@ func (v *versions) place(d *draft, dot causal.Dot, base causal.Position, keeps b
 		}
 	}
 	stamp := causal.Stamp{Base: base, Time: dot.Time, Node: dot.Node}
-	if !stamp.After(top) || v.set.Covers(dot) || d.context.Covers(dot) {
+	if !stamp.After(top) || dot.Time <= v.repair.Promised || v.set.Covers(dot) || d.context.Covers(dot) {
 		// A vector covers all of a node's dots up to its entry, so that a reading which was overtaken by a later one
 		// of this node would be taken for superseded.
 		return causal.SiblingSet{}, placementEarly

@@ -14,6 +14,8 @@ type storeMetrics struct {
 	verdicts     [verdictRefused + 1]prometheus.Counter
 	skewed       prometheus.Counter
 	stampRetries prometheus.Counter
+	late         prometheus.Counter
+	collected    prometheus.Counter
 }
 
 func newStoreMetrics(reg prometheus.Registerer) *storeMetrics {
@@ -22,6 +24,14 @@ func newStoreMetrics(reg prometheus.Registerer) *storeMetrics {
 		Help: "Eventual writes that arrived at this replica, by what it decided.",
 	}, []string{"verdict"})
 	m := &storeMetrics{
+		late: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_eventual_late_versions_total",
+			Help: "Versions that arrived from before the repair watermark and were discarded.",
+		}),
+		collected: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_eventual_collected_total",
+			Help: "Sibling sets without a value that were removed behind the repair watermark.",
+		}),
 		skewed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kvstore_eventual_skewed_total",
 			Help: "Eventual writes refused because a stamp was further in the future than clocks may differ.",
@@ -36,7 +46,7 @@ func newStoreMetrics(reg prometheus.Registerer) *storeMetrics {
 	} {
 		m.verdicts[v] = verdicts.WithLabelValues(name)
 	}
-	reg.MustRegister(verdicts, m.skewed, m.stampRetries)
+	reg.MustRegister(verdicts, m.skewed, m.stampRetries, m.late, m.collected)
 	return m
 }
 

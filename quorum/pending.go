@@ -183,6 +183,10 @@ func (c *commit) fill(b *storage.Batch) {
 		b.DeleteSiblings(e.id.partition, e.key)
 		return
 	}
+	if set.IsZero() {
+		b.DeleteSiblings(e.id.partition, e.key)
+		return
+	}
 	b.SetSiblings(e.id.partition, e.key, set)
 }
 

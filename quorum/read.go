@@ -49,7 +49,7 @@ func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error)
 	if call.Quorum.R == 1 {
 		reply, err := c.deps.Store.Read(call.readRequest())
 		if err == nil {
-			return c.answer(call, &versions{reply.HasStrong, reply.Strong, reply.Set}, nodes[:1])
+			return c.answer(call, &versions{hasStrong: reply.HasStrong, strong: reply.Strong, set: reply.Set}, nodes[:1])
 		}
 		if len(nodes) == 1 {
 			return kv.Response{}, err

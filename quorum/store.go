@@ -27,8 +27,10 @@ type StoreDeps struct {
 	// KeepsSiblings reports whether the policy of the key's prefix keeps concurrent versions. Nil means that none does.
 	// It decides how a message of a peer is merged, so that it has to agree with the resolver of the coordinators.
 	KeepsSiblings func(key []byte) bool
-	Logger        *slog.Logger
-	Registerer    prometheus.Registerer
+	// Damaged is told of a partition of which a row could not be read. It must not block. Nil: nobody is told.
+	Damaged    func(kv.PartitionID)
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Store is this node's replica of the eventual lane: it merges what arrives into what it holds and reads both lanes.
@@ -51,6 +53,9 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 	if deps.KeepsSiblings == nil {
 		deps.KeepsSiblings = func([]byte) bool { return false }
 	}
+	if deps.Damaged == nil {
+		deps.Damaged = func(kv.PartitionID) {}
+	}
 	return &Store{
 		cfg: cfg, deps: deps,
 		pending: newPendingKeys(deps.Committer),
@@ -60,8 +65,14 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 
 // Read returns what this replica holds of the key.
 func (s *Store) Read(r ReadRequest) (ReadReply, error) {
+	if s.deps.State.Repair(r.Partition).Quarantined {
+		return ReadReply{}, errQuarantined(r.Partition)
+	}
 	set, _, err := s.deps.State.Siblings(r.Partition, r.Key)
 	if err != nil {
+		if errors.Is(err, storage.ErrCorruption) {
+			s.deps.Damaged(r.Partition)
+		}
 		return ReadReply{}, unread(err)
 	}
 	// Versions move from the eventual lane's rows to the strong lane's, never back, so that reading in this order
@@ -85,7 +96,10 @@ func (s *Store) Read(r ReadRequest) (ReadReply, error) {
 
 // Write merges the request's set into this replica's and calls done once: with Accepted after the result is durable,
 // with a refusal at once. It blocks while it reads storage, not while it writes. done may run before Write returns.
-func (s *Store) Write(w WriteRequest, done func(WriteReply, error)) {
+func (s *Store) Write(w WriteRequest, done func(WriteReply, error)) { s.write(w, false, done) }
+
+// write is Write. With heals set, what the repair watermark is above is taken too.
+func (s *Store) write(w WriteRequest, heals bool, done func(WriteReply, error)) {
 	if err := s.check(&w); err != nil {
 		done(WriteReply{}, err)
 		return
@@ -100,6 +114,16 @@ func (s *Store) Write(w WriteRequest, done func(WriteReply, error)) {
 	durable := func(err error) { done(WriteReply{Accepted: err == nil}, err) }
 	e.stripe.mu.Lock()
 	v.set = e.load(v.set)
+	v.repair = s.deps.State.Repair(w.Partition)
+	if v.repair.Quarantined {
+		e.leave()
+		e.stripe.mu.Unlock()
+		done(WriteReply{}, errQuarantined(w.Partition))
+		return
+	}
+	if !heals || !v.repair.Healing {
+		w.Set = v.current(w.Set)
+	}
 	var c *commit
 	waiting := true
 	verdict := v.decide(&w, keeps)
@@ -131,7 +155,7 @@ func (s *Store) Write(w WriteRequest, done func(WriteReply, error)) {
 		// A commit that is refused reports to everyone who waits for it, which includes done.
 		_ = s.pending.offer(c)
 	case verdict == verdictRefused:
-		done(WriteReply{Highest: v.highest(), Base: s.deps.Positions(w.Partition.Group())}, nil)
+		done(WriteReply{Highest: v.refusal(), Base: s.deps.Positions(w.Partition.Group())}, nil)
 	case !waiting:
 		done(WriteReply{Accepted: true}, nil)
 	}
@@ -161,6 +185,9 @@ func (s *Store) open(p kv.PartitionID, key []byte) (*entry, *versions, error) {
 	var err error
 	if !known {
 		if v.set, _, err = s.deps.State.Siblings(p, key); err != nil {
+			if errors.Is(err, storage.ErrCorruption) {
+				s.deps.Damaged(p)
+			}
 			return e, v, unread(err)
 		}
 	}
@@ -212,6 +239,8 @@ func (s *Store) place(self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r 
 		switch how {
 		case placementMade:
 			return out, s.pending.offer(c)
+		case placementHealing:
+			return placed{}, errHealing(p)
 		case placementCovered:
 			return placed{covered: true}, nil
 		case placementFull:
@@ -219,7 +248,7 @@ func (s *Store) place(self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r 
 				"the key has %d concurrent versions, the most that are kept; read it and write with the context of that answer", len(v.set.Siblings))
 		case placementEarly:
 			s.metrics.stampRetries.Inc()
-			if err := s.observe(v.highest().Time); err != nil {
+			if err := s.observe(v.refusal().Time); err != nil {
 				return placed{}, err
 			}
 		}
@@ -235,6 +264,10 @@ func (s *Store) tryPlace(
 	e.stripe.mu.Lock()
 	defer e.stripe.mu.Unlock()
 	v.set = e.load(v.set)
+	v.repair = s.deps.State.Repair(p)
+	if v.repair.Quarantined || v.repair.Healing && r.KeepsSiblings() {
+		return placed{}, nil, placementHealing
+	}
 	set, how := v.place(d, dot, base, r.KeepsSiblings(), s.cfg.SiblingsMax)
 	if how != placementMade {
 		return placed{}, nil, how

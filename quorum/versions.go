@@ -14,6 +14,8 @@ type versions struct {
 	hasStrong bool
 	strong    storage.Strong
 	set       causal.SiblingSet
+	// repair is what the replica has promised and finished of the partition's repair.
+	repair storage.RepairState
 }
 
 // add merges what another replica holds.

@@ -5,32 +5,35 @@ type Name string
 
 // The bugs. What each does is said where it is planted; docs/testing.md lists what catches it.
 const (
-	NoSync                Name = "no_sync"
-	SendBeforePersist     Name = "send_before_persist"
-	VoteNotPersisted      Name = "vote_not_persisted"
-	LeaderCountsItself    Name = "leader_counts_itself"
-	LocalReadAsStrong     Name = "local_read_as_strong"
-	ReadBeforeApply       Name = "read_before_apply"
-	ReadWithoutQuorum     Name = "read_without_quorum"
-	RepeatedRequestServed Name = "repeated_request_served"
-	QuorumCountedEarly    Name = "quorum_counted_early"
-	OwnCopyIgnored        Name = "own_copy_ignored"
-	FailureCountedAsAck   Name = "failure_counted_as_ack"
-	DotRepeated           Name = "dot_repeated"
-	ContextIgnored        Name = "context_ignored"
-	MergeOverwrites       Name = "merge_overwrites"
-	BlindWriteCovers      Name = "blind_write_covers"
-	TombstoneDropped      Name = "tombstone_dropped"
-	LateStampAccepted     Name = "late_stamp_accepted"
-	WipedDiskVotes        Name = "wiped_disk_votes"
-	ApplyReadsClock       Name = "apply_reads_clock"
-	SnapshotNotAtomic     Name = "snapshot_not_atomic"
-	TruncatedTooEarly     Name = "truncated_too_early"
-	NoDedup               Name = "no_dedup"
-	SnapshotWithoutDedup  Name = "snapshot_without_dedup"
-	BatchInPart           Name = "batch_in_part"
-	ExpiryUnchecked       Name = "expiry_unchecked"
-	FollowerReadsAlone    Name = "follower_reads_alone"
+	NoSync                  Name = "no_sync"
+	SendBeforePersist       Name = "send_before_persist"
+	VoteNotPersisted        Name = "vote_not_persisted"
+	LeaderCountsItself      Name = "leader_counts_itself"
+	LocalReadAsStrong       Name = "local_read_as_strong"
+	ReadBeforeApply         Name = "read_before_apply"
+	ReadWithoutQuorum       Name = "read_without_quorum"
+	RepeatedRequestServed   Name = "repeated_request_served"
+	QuorumCountedEarly      Name = "quorum_counted_early"
+	OwnCopyIgnored          Name = "own_copy_ignored"
+	FailureCountedAsAck     Name = "failure_counted_as_ack"
+	DotRepeated             Name = "dot_repeated"
+	ContextIgnored          Name = "context_ignored"
+	MergeOverwrites         Name = "merge_overwrites"
+	BlindWriteCovers        Name = "blind_write_covers"
+	TombstoneDropped        Name = "tombstone_dropped"
+	LateStampAccepted       Name = "late_stamp_accepted"
+	WipedDiskVotes          Name = "wiped_disk_votes"
+	ApplyReadsClock         Name = "apply_reads_clock"
+	SnapshotNotAtomic       Name = "snapshot_not_atomic"
+	TruncatedTooEarly       Name = "truncated_too_early"
+	NoDedup                 Name = "no_dedup"
+	SnapshotWithoutDedup    Name = "snapshot_without_dedup"
+	BatchInPart             Name = "batch_in_part"
+	ExpiryUnchecked         Name = "expiry_unchecked"
+	FollowerReadsAlone      Name = "follower_reads_alone"
+	TombstoneCollectedEarly Name = "tombstone_collected_early"
+	TreeNotMarked           Name = "tree_not_marked"
+	LateDotAccepted         Name = "late_dot_accepted"
 )
 
 // All returns every name, in the order in which they are run.
@@ -41,5 +44,6 @@ func All() []Name {
 		ContextIgnored, MergeOverwrites, BlindWriteCovers, TombstoneDropped, LateStampAccepted, WipedDiskVotes, ApplyReadsClock,
 		SnapshotNotAtomic, TruncatedTooEarly,
 		NoDedup, SnapshotWithoutDedup, BatchInPart, ExpiryUnchecked, FollowerReadsAlone,
+		TombstoneCollectedEarly, TreeNotMarked, LateDotAccepted,
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"time"
 
-	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/meta"
 	"github.com/caprockdb/caprock/pkg/transport"
@@ -140,23 +139,4 @@ type metaForwarder struct{ mux *transport.Mux }
 // Meta implements meta.Forwarder.
 func (f metaForwarder) Meta(ctx context.Context, to kv.NodeID, payload []byte) ([]byte, error) {
 	return f.mux.Meta(ctx, to, append([]byte{metaCommand}, payload...))
-}
-
-// merger merges what anti-entropy received into this node's replica.
-type merger struct{ n *Node }
-
-// Merge implements antientropy.Merger.
-func (m merger) Merge(ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet) error {
-	if err := m.n.checkEpoch(p, epoch); err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	m.n.eventual.Write(quorum.WriteRequest{Partition: p, Epoch: epoch, Key: key, Set: set},
-		func(_ quorum.WriteReply, err error) { done <- err })
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -176,7 +176,7 @@ func (n *Node) compose(deps Deps) (err error) {
 func (n *Node) composeEventual(deps Deps) (err error) {
 	n.eventual, err = quorum.NewStore(n.cfg.Coordinator, quorum.StoreDeps{
 		State: n.engine.State(), Committer: spaceCommitter{n}, Clock: n.clock, Logger: n.log,
-		Registerer: deps.Registerer, Positions: n.strong.LastAppended, KeepsSiblings: n.keepsSiblings,
+		Registerer: deps.Registerer, Positions: n.strong.LastAppended, KeepsSiblings: n.keepsSiblings, Damaged: n.damaged,
 	})
 	if err != nil {
 		return err
@@ -188,11 +188,7 @@ func (n *Node) composeEventual(deps Deps) (err error) {
 	if err != nil {
 		return err
 	}
-	n.exchange, err = antientropy.New(n.cfg.AntiEntropy, antientropy.Deps{
-		Self: n.id.Node, State: n.engine.State(), Merger: merger{n}, Peer: n.mux, Owned: n.ownedPartitions,
-		Alive: n.alive, Rand: n.rand.fork(), Logger: n.log, Registerer: deps.Registerer,
-	})
-	return err
+	return n.composeExchange(deps)
 }
 
 func (n *Node) composeMembership(deps Deps) (err error) {

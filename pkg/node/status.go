@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/caprockdb/caprock/consensus"
@@ -82,6 +83,8 @@ type PartitionDocument struct {
 	// Snapshots that followers took from the local replica, and that were installed in it, since the node started.
 	SnapshotsSent     uint64 `json:"snapshots_sent,omitempty"`
 	SnapshotsReceived uint64 `json:"snapshots_received,omitempty"`
+	// Repair is that of the eventual lane; absent where there is no local replica.
+	Repair *RepairDocument `json:"repair,omitempty"`
 }
 
 // StatsDocument is GET /api/stats: the sums, and each group.
@@ -176,6 +179,9 @@ func (n *Node) partition(st *meta.State, p kv.PartitionID) PartitionDocument {
 	doc := PartitionDocument{Partition: p, Group: p.Group(), Replicas: n.names(st.Map.Owners(p))}
 	if gs, ok := n.strong.Status(p.Group()); ok {
 		n.fillGroup(&doc, gs)
+	}
+	if owners := st.Map.Owners(p); slices.Contains(owners, n.id.Node) {
+		doc.Repair = n.repairOf(p, owners)
 	}
 	return doc
 }

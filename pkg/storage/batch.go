@@ -20,6 +20,8 @@ type Batch struct {
 	rows   *pebble.Batch
 	key    []byte // scratch for keys
 	head   []byte // scratch for what precedes a row's large part
+	// changes are the rows of E that the batch changes.
+	changes []change
 	// waiting is true from ApplyNoSyncWait until SyncWait returned: Pebble still writes into rows.
 	waiting bool
 	applied bool
@@ -55,6 +57,10 @@ func (b *Batch) Close() {
 	}
 	e := b.engine
 	b.engine, b.rows, b.applied, b.abandoned, b.err = nil, nil, false, false, nil
+	clear(b.changes)
+	if b.changes = b.changes[:0]; cap(b.changes) > changesKeptMax {
+		b.changes = nil
+	}
 	if cap(b.head) > batchScratchBytesMax {
 		b.head = nil
 	}
@@ -99,6 +105,10 @@ func (e *Engine) tryApply(b *Batch, sync bool) error {
 	}
 	if b.Len() > batchBytesMax {
 		return fmt.Errorf("%w: it has %d bytes, the limit is %d", ErrBatchTooLarge, b.Len(), batchBytesMax)
+	}
+	if len(b.changes) > 0 {
+		e.beginChanges(b)
+		defer e.endChanges(b)
 	}
 	b.applied = true
 	if mutant.Planted == mutant.NoSync {
@@ -268,18 +278,5 @@ func (b *Batch) SetStrong(g kv.GroupID, key []byte, s Strong) {
 func (b *Batch) DeleteStrong(g kv.GroupID, key []byte) {
 	invariant.Check(g != kv.MetaGroup, "the metadata group has no user keys")
 	b.key = appendStateKey(b.key[:0], g, key)
-	b.remove()
-}
-
-// SetSiblings sets the eventual lane's sibling set of a key.
-func (b *Batch) SetSiblings(p kv.PartitionID, key []byte, set causal.SiblingSet) {
-	b.key = appendSiblingsKey(b.key[:0], p, key)
-	b.head = causal.AppendSet(b.head[:0], set)
-	b.put(formatSiblings, b.head, nil)
-}
-
-// DeleteSiblings removes the eventual lane's sibling set of a key, its causal context included.
-func (b *Batch) DeleteSiblings(p kv.PartitionID, key []byte) {
-	b.key = appendSiblingsKey(b.key[:0], p, key)
 	b.remove()
 }

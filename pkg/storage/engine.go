@@ -31,6 +31,7 @@ type Engine struct {
 	// options are Pebble's, with its defaults, for tables that this package builds itself.
 	options  *pebble.Options
 	stages   stages
+	trees    trees
 	installs installCounts
 
 	closed   atomic.Bool
@@ -126,6 +127,9 @@ func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, 
 	e.batches.New = func() any { return new(Batch) }
 	e.keys.New = func() any { return new(keyBuffer) }
 	if err = e.checkLayout(); err == nil {
+		err = e.loadTrees()
+	}
+	if err == nil {
 		err = st.register(deps.Registerer, e)
 	}
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
@@ -20,12 +21,19 @@ import (
 //	               21 <expiry u64> <key>  expiry index of S
 //	02 <partition u16> <key>   E: the eventual lane's sibling set
 //	03 …                       reserved: hints
-//	04 …                       reserved: Merkle nodes
-//	05 …                       reserved: expiry and tombstone index of E
+//	04 <partition u16> 00                 what the replica has promised and finished (RepairState)
+//	                   01 <place> <key>   hash of the key's row in E
+//	                   02 <node u16>      digest of a node of the hash tree
+//	                   03 <segment u16>   mark: rows of the segment have changed since it was last folded in
+//	                   04 <segment u16>   seal: what was folded in
+//	                   05 <key>           copy of a row of E while the partition is quarantined
+//	05 <partition u16> <time u64> <key>   index of the rows of E that hold no value
 const (
 	prefixNode     byte = 0x00
 	prefixGroup    byte = 0x01
 	prefixSiblings byte = 0x02
+	prefixTree     byte = 0x04
+	prefixDead     byte = 0x05
 	// prefixEnd lies above every prefix in use and reserved.
 	prefixEnd byte = 0x06
 )
@@ -39,6 +47,22 @@ const (
 	groupDedup     byte = 0x11
 	groupState     byte = 0x20
 	groupExpiry    byte = 0x21
+)
+
+// What a row of a partition's tree holds, the byte after the partition's number.
+const (
+	treeRepair byte = 0x00
+	treeIndex  byte = 0x01
+	treeNode   byte = 0x02
+	treeMark   byte = 0x03
+	treeSeal   byte = 0x04
+	treeCopy   byte = 0x05
+	treeEnd    byte = 0x06
+)
+
+const (
+	treeRowBytes = 1 + 2 + 1 // 04 <partition> <kind>
+	treePlace    = treeRowBytes + 4
 )
 
 const (
@@ -88,6 +112,27 @@ func appendSiblingsKey(dst []byte, p kv.PartitionID, key []byte) []byte {
 	return append(appendSiblingsPrefix(dst, p), key...)
 }
 
+// appendTreeRow appends the key of a row that a partition's tree has once, or the prefix of those it has many of.
+func appendTreeRow(dst []byte, p kv.PartitionID, kind byte) []byte {
+	return append(binary.BigEndian.AppendUint16(append(dst, prefixTree), uint16(p)), kind)
+}
+
+// appendIndexKey appends the key of the row that has the hash of the key's sibling set.
+func appendIndexKey[K []byte | string](dst []byte, p kv.PartitionID, place Place, key K) []byte {
+	return append(binary.BigEndian.AppendUint32(appendTreeRow(dst, p, treeIndex), uint32(place)), key...)
+}
+
+// appendNodeRow appends the key of a node's digest, or of a segment's mark or seal.
+func appendNodeRow(dst []byte, p kv.PartitionID, kind byte, n int) []byte {
+	return binary.BigEndian.AppendUint16(appendTreeRow(dst, p, kind), uint16(n))
+}
+
+// appendDeadKey appends the key of a row of the index of dead sibling sets.
+func appendDeadKey(dst []byte, p kv.PartitionID, at causal.HLC, key []byte) []byte {
+	dst = binary.BigEndian.AppendUint16(append(dst, prefixDead), uint16(p))
+	return append(causal.AppendHLC(dst, at), key...)
+}
+
 // appendPrefixEnd appends the smallest key above every key that starts with prefix. No prefix of this layout consists
 // of 0xff bytes only, because the first byte is below prefixEnd.
 func appendPrefixEnd(dst, prefix []byte) []byte {
@@ -126,6 +171,10 @@ func keyspace(key []byte) string {
 		return "node"
 	case prefixSiblings:
 		return "siblings"
+	case prefixTree:
+		return "tree"
+	case prefixDead:
+		return "dead"
 	case prefixGroup:
 		if len(key) >= groupRowBytes {
 			return groupKeyspace(key[groupPrefixBytes])
@@ -162,7 +211,7 @@ func describeKey(key []byte) string {
 	switch {
 	case space == "node":
 		rest = key[1:]
-	case space == "siblings" && len(key) >= siblingsPrefixBytes:
+	case (space == "siblings" || space == "tree" || space == "dead") && len(key) >= siblingsPrefixBytes:
 		where = fmt.Sprintf(" of partition %d", binary.BigEndian.Uint16(key[1:]))
 		rest = key[siblingsPrefixBytes:]
 	case len(key) >= groupRowBytes && key[0] == prefixGroup:

@@ -16,6 +16,10 @@ const (
 	formatApplied   byte = 0x05
 	formatStrong    byte = 0x06
 	formatSiblings  byte = 0x07
+	formatIndex     byte = 0x08
+	formatNode      byte = 0x09
+	formatSegment   byte = 0x0a
+	formatRepair    byte = 0x0b
 )
 
 // A row is: format byte, payload, checksum. The checksum covers the row's key too, so that a row that turns up under

@@ -38,7 +38,8 @@ const (
 	kindMeta
 	// kindReply answers the request whose id it has.
 	kindReply
-	// kindPull asks for a part of a snapshot, kindPullReply is one. They have links of their own; see bulk.go.
+	// kindPull asks for a part of a snapshot, kindPullReply answers it, or an exchange. They have links of their own; see
+	// bulk.go.
 	kindPull
 	kindPullReply
 	kindsEnd
@@ -62,7 +63,9 @@ func (k kind) isRequest() bool { return k >= kindWrite && k <= kindMeta || k == 
 func (k kind) isReply() bool { return k == kindReply || k == kindPullReply }
 
 // isBulk reports whether the frame belongs to the traffic that has links of its own.
-func (k kind) isBulk() bool { return k == kindPull || k == kindPullReply }
+func (k kind) isBulk() bool {
+	return k == kindPull || k == kindPullReply || k == kindExchange
+}
 
 // header introduces a batch.
 type header struct {

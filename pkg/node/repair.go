@@ -1,0 +1,160 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caprockdb/caprock/antientropy"
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/quorum"
+)
+
+// repairer is this node's replica of the eventual lane as anti-entropy sees it: it waits for what quorum.Store reports.
+type repairer struct{ n *Node }
+
+var _ antientropy.Replica = repairer{}
+
+// wait starts something and waits until it reports, or ctx is done.
+func wait(ctx context.Context, start func(done func(error))) error {
+	reported := make(chan error, 1)
+	start(func(err error) { reported <- err })
+	select {
+	case err := <-reported:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Merge implements antientropy.Replica.
+func (r repairer) Merge(
+	ctx context.Context, p kv.PartitionID, epoch kv.Epoch, key []byte, set causal.SiblingSet, heals bool,
+) error {
+	if err := r.n.checkEpoch(p, epoch); err != nil {
+		return err
+	}
+	w := quorum.WriteRequest{Partition: p, Epoch: epoch, Key: key, Set: set}
+	write := r.n.eventual.Write
+	if heals {
+		write = r.n.eventual.Heal
+	}
+	return wait(ctx, func(done func(error)) { write(w, func(_ quorum.WriteReply, err error) { done(err) }) })
+}
+
+// Renounce implements antientropy.Replica.
+func (r repairer) Renounce(ctx context.Context, p kv.PartitionID, key []byte, theirs causal.SiblingSet, upTo causal.HLC) error {
+	return wait(ctx, func(done func(error)) { r.n.eventual.Renounce(p, key, theirs, upTo, done) })
+}
+
+// Rewrite implements antientropy.Replica.
+func (r repairer) Rewrite(ctx context.Context, p kv.PartitionID, key []byte) error {
+	return wait(ctx, func(done func(error)) { r.n.eventual.Rewrite(p, key, done) })
+}
+
+// Collect implements antientropy.Replica.
+func (r repairer) Collect(ctx context.Context, p kv.PartitionID, key []byte, applied uint64) (gone bool, err error) {
+	type result struct {
+		gone bool
+		err  error
+	}
+	reported := make(chan result, 1)
+	r.n.eventual.Collect(p, key, applied, func(gone bool, err error) { reported <- result{gone, err} })
+	select {
+	case res := <-reported:
+		return res.gone, res.err
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+// Flush implements antientropy.Replica.
+func (r repairer) Flush(ctx context.Context, p kv.PartitionID) error {
+	return r.n.eventual.Flush(ctx, p)
+}
+
+// composeExchange builds anti-entropy. The replica comes before it, and tells it of damage.
+func (n *Node) composeExchange(deps Deps) error {
+	violations, err := violationCounter(deps.Registerer)
+	if err != nil {
+		return err
+	}
+	n.exchange, err = antientropy.New(n.cfg.AntiEntropy, antientropy.Deps{
+		Self: n.id.Node, Engine: n.engine, Replica: repairer{n}, Peer: n.mux, Owned: n.ownedPartitions, Alive: n.alive,
+		Now: n.clock.Now, Applied: n.appliedOf, Violated: func(rows int) { violations.Add(float64(rows)) },
+		Rand: n.rand.fork(), Logger: n.log, Registerer: deps.Registerer,
+	})
+	return err
+}
+
+// appliedOf returns how far the log of a partition is applied here.
+func (n *Node) appliedOf(p kv.PartitionID) uint64 {
+	st, _ := n.strong.Status(p.Group())
+	return st.Applied
+}
+
+// violationCounter returns the node's one counter of broken consistency, whoever registered it first.
+func violationCounter(r prometheus.Registerer) (prometheus.Counter, error) {
+	c := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kvstore_consistency_violations_total",
+		Help: "Replicas found to hold another state than a majority at the same position of the log, and checks in which no majority agreed.",
+	})
+	err := r.Register(c)
+	if known, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
+		if c, ok := known.ExistingCollector.(prometheus.Counter); ok {
+			return c, nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("register the counter of consistency violations: %w", err)
+	}
+	return c, nil
+}
+
+// damaged has a partition checked of which a row could not be read.
+func (n *Node) damaged(p kv.PartitionID) {
+	if s := n.exchange; s != nil {
+		s.Suspect(p)
+	}
+}
+
+// ScrubPartition checks the eventual lane's rows of a partition against their hash tree at once.
+func (n *Node) ScrubPartition(ctx context.Context, p kv.PartitionID) error {
+	for _, o := range n.ownedPartitions() {
+		if o.Partition == p {
+			return n.exchange.Scrub(ctx, o)
+		}
+	}
+	return kv.Errorf(kv.CodeBadRequest, "this node holds no replica of partition %d", p)
+}
+
+// RepairDocument is the repair of a partition's eventual lane, in GET /admin/partitions.
+type RepairDocument struct {
+	// ExchangeAge is how long ago, in seconds, the replica was last compared with each of the others.
+	ExchangeAge float64 `json:"exchange_age_seconds"`
+	// Watermark is the time up to which everything is on every replica; empty before it was first set.
+	Watermark string `json:"watermark,omitempty"`
+	// State is ok, healing (rows were lost here and are asked back) or quarantined (damaged rows are being replaced).
+	State string `json:"state"`
+}
+
+// repairOf describes the repair of a partition that this node holds a replica of.
+func (n *Node) repairOf(p kv.PartitionID, owners []kv.NodeID) *RepairDocument {
+	st := n.exchange.Status(p, owners)
+	doc := &RepairDocument{ExchangeAge: st.ExchangeAge.Seconds(), State: "ok"}
+	if st.Watermark != 0 {
+		doc.Watermark = st.Watermark.Time().Format(timeFormat)
+	}
+	switch {
+	case st.Quarantined:
+		doc.State = "quarantined"
+	case st.Healing:
+		doc.State = "healing"
+	}
+	return doc
+}
+
+const timeFormat = "2006-01-02T15:04:05.000Z07:00"

@@ -1,0 +1,410 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// Whoever checks the rows of E against the tree wants both from one moment: a batch changes them together, so that any
+// difference in one view is damage.
+
+// SiblingsCheck is what a check found.
+type SiblingsCheck struct {
+	// Rows and Bytes are how much was looked at.
+	Rows, Bytes int
+	// Lost are keys whose row the tree has a hash of, and that is not there, cannot be read, or is another one.
+	Lost [][]byte
+	// Unindexed are keys with a row that the tree does not have the hash of.
+	Unindexed [][]byte
+	// TreeDamaged says that rows of the tree itself are missing or cannot be read.
+	TreeDamaged bool
+	// BlockDamaged says that a scan ended at a block that cannot be read, so that rows behind it could not be looked at.
+	BlockDamaged bool
+	// Busy says that the rows were being changed, so that not all of them could be held against the tree.
+	Busy bool
+	// Next is the key to go on behind, nil at the end.
+	Next []byte
+}
+
+// Sound reports whether nothing is wrong.
+func (c *SiblingsCheck) Sound() bool {
+	return len(c.Lost) == 0 && len(c.Unindexed) == 0 && !c.TreeDamaged && !c.BlockDamaged
+}
+
+// CheckNode looks at each row that a node of the partition's tree has a hash of, and at the node's digest.
+func (e *Engine) CheckNode(ctx context.Context, p kv.PartitionID, node int) (c SiblingsCheck, err error) {
+	if err := e.usable(); err != nil {
+		return c, err
+	}
+	view, still, digests := e.viewOf(p)
+	defer func() { _ = view.Close() }() // it cannot fail
+	from, to := NodePlaces(node)
+	if !still[from.segment()] {
+		c.Busy = true
+		return c, nil
+	}
+	lower, upper := indexBounds(p, from, to)
+	it, err := view.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+	if err != nil {
+		return c, e.readFailed(lower, err)
+	}
+	var sum NodeDigest
+	for ok := it.First(); ok && err == nil; ok = it.Next() {
+		err = e.checkIndexed(view, it, p, &sum, &c)
+		if c.Rows%treeCheckEvery == 0 && err == nil {
+			err = ctx.Err()
+		}
+	}
+	if closeErr := it.Close(); err == nil && closeErr != nil {
+		err = e.readFailed(lower, closeErr)
+	}
+	if errors.Is(err, ErrCorruption) {
+		c.TreeDamaged, err = true, nil
+	}
+	if sum != digests[node] {
+		c.TreeDamaged = true
+	}
+	return c, err
+}
+
+// viewOf returns a view of the storage, the segments of which all changes were folded in by then, and the digests.
+func (e *Engine) viewOf(p kv.PartitionID) (view *pebble.Snapshot, still [TreeSegments]bool, digests TreeDigests) {
+	t := e.trees.of(p)
+	t.mu.Lock()
+	before := t.segments
+	digests = *t.digests
+	t.mu.Unlock()
+	view = e.db.NewSnapshot()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.segments {
+		still[i] = before[i].sealed && t.segments[i].still(&before[i])
+	}
+	return view, still, digests
+}
+
+// checkIndexed looks at the row of E that the iterator's row of the tree is about.
+func (e *Engine) checkIndexed(view *pebble.Snapshot, it *pebble.Iterator, p kv.PartitionID, sum *NodeDigest, c *SiblingsCheck) error {
+	row, err := it.ValueAndErr()
+	if err != nil {
+		return e.readFailed(it.Key(), err)
+	}
+	hash, damaged := e.useIndex(it.Key(), row)
+	if stopped := e.health.stopped(); stopped != nil {
+		return stopped
+	}
+	c.Rows++
+	key := bytes.Clone(it.Key()[treePlace:])
+	sum.Add(hash)
+	if damaged != nil {
+		c.TreeDamaged = true
+		c.Unindexed = append(c.Unindexed, key)
+		return nil
+	}
+	got, size, found, err := e.hashIn(view, p, key)
+	c.Bytes += size
+	switch {
+	case errors.Is(err, ErrCorruption), err == nil && (!found || got != hash):
+		c.Lost = append(c.Lost, key)
+	case err != nil:
+		return err
+	}
+	return nil
+}
+
+// hashIn hashes the row of E as a view has it.
+func (e *Engine) hashIn(view *pebble.Snapshot, p kv.PartitionID, key []byte) (hash uint64, size int, found bool, err error) {
+	full := appendSiblingsKey(nil, p, key)
+	row, closer, err := view.Get(full)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, 0, false, e.health.stopped()
+	}
+	if err != nil {
+		return 0, 0, false, e.readFailed(full, err)
+	}
+	size = len(row)
+	err = e.useRow(full, row, formatSiblings, func(payload []byte) error {
+		hash = hashSiblings(key, payload)
+		return nil
+	})
+	if closeErr := closer.Close(); err == nil && closeErr != nil {
+		err = e.readFailed(full, closeErr)
+	}
+	return hash, size, err == nil, err
+}
+
+// CheckRows looks for rows of E, behind the key after, that the tree does not know: as many as rowsMax.
+func (e *Engine) CheckRows(p kv.PartitionID, after []byte, rowsMax int) (c SiblingsCheck, err error) {
+	if err := e.usable(); err != nil {
+		return c, err
+	}
+	view, still, _ := e.viewOf(p)
+	defer func() { _ = view.Close() }() // it cannot fail
+	prefix := appendSiblingsPrefix(nil, p)
+	from := prefix
+	if after != nil {
+		from = append(appendSiblingsKey(nil, p, after), 0)
+	}
+	it, err := view.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: appendPrefixEnd(nil, prefix)})
+	if err != nil {
+		return c, e.readFailed(prefix, err)
+	}
+	for ok := it.SeekGE(from); ok && err == nil; ok = it.Next() {
+		if c.Rows == rowsMax {
+			break
+		}
+		err = e.checkRow(view, &still, it, p, &c)
+		c.Next = bytes.Clone(it.Key()[len(prefix):])
+	}
+	if c.Rows < rowsMax {
+		c.Next = nil
+	}
+	if closeErr := it.Close(); err == nil && closeErr != nil {
+		err = e.readFailed(from, closeErr)
+	}
+	if errors.Is(err, ErrCorruption) {
+		c.BlockDamaged, err = true, nil
+	}
+	return c, err
+}
+
+func (e *Engine) checkRow(
+	view *pebble.Snapshot, still *[TreeSegments]bool, it *pebble.Iterator, p kv.PartitionID, c *SiblingsCheck,
+) error {
+	row, err := it.ValueAndErr()
+	if err != nil {
+		return e.readFailed(it.Key(), err)
+	}
+	key := it.Key()[siblingsPrefixBytes:]
+	c.Rows++
+	c.Bytes += len(row)
+	var hash uint64
+	damaged := e.useRow(it.Key(), row, formatSiblings, func(payload []byte) error {
+		hash = hashSiblings(key, payload)
+		return nil
+	})
+	if stopped := e.health.stopped(); stopped != nil {
+		return stopped
+	}
+	if damaged != nil {
+		c.Lost = append(c.Lost, bytes.Clone(key))
+		return nil
+	}
+	if !still[PlaceOf(key).segment()] {
+		c.Busy = true
+		return nil
+	}
+	full := appendIndexKey(nil, p, PlaceOf(key), key)
+	indexed, closer, err := view.Get(full)
+	if errors.Is(err, pebble.ErrNotFound) {
+		c.Unindexed = append(c.Unindexed, bytes.Clone(key))
+		return e.health.stopped()
+	}
+	if err != nil {
+		if err = e.readFailed(full, err); errors.Is(err, ErrCorruption) {
+			c.TreeDamaged, err = true, nil
+		}
+		return err
+	}
+	got, unread := e.useIndex(full, indexed)
+	switch {
+	case unread != nil:
+		c.Unindexed = append(c.Unindexed, bytes.Clone(key))
+	case got != hash:
+		c.Lost = append(c.Lost, bytes.Clone(key))
+	}
+	if err := closer.Close(); err != nil {
+		return e.readFailed(full, err)
+	}
+	return e.health.stopped()
+}
+
+// copyBytesMax is how much is copied in one batch.
+const copyBytesMax = 1 << 20
+
+// ReplaceSiblings takes all rows of E of the partition away, with its tree, whatever blocks of them are damaged, and leaves
+// copies of those that could be read (ScanCopies). The partition must be quarantined: nobody writes to it meanwhile. It may
+// be called again after a crash or an error at any moment.
+func (e *Engine) ReplaceSiblings(ctx context.Context, p kv.PartitionID) error {
+	if err := e.copySiblings(ctx, p); err != nil {
+		return err
+	}
+	b := e.NewBatch()
+	defer b.Close()
+	b.key = appendTreeRow(b.key[:0], p, treeRepair)
+	b.head = appendRepair(b.head[:0], e.State().Repair(p))
+	b.put(formatRepair, b.head, nil)
+	if err := e.ApplySync(b); err != nil { // and all copies with it
+		return err
+	}
+	rows := appendSiblingsPrefix(nil, p)
+	for _, span := range []pebble.KeyRange{
+		{Start: rows, End: appendPrefixEnd(nil, rows)},
+		{Start: appendTreeRow(nil, p, treeIndex), End: appendTreeRow(nil, p, treeMark)},
+	} {
+		err := e.db.Excise(context.Background(), span)
+		if e.settle != nil {
+			e.settle.Settle()
+		}
+		if stopped := e.health.stopped(); stopped != nil {
+			return stopped
+		}
+		if err != nil {
+			return fmt.Errorf("storage: clear the siblings of partition %d: %s", p, oneLine(err))
+		}
+	}
+	e.trees.of(p).reset()
+	return nil
+}
+
+// reset makes the tree that of no rows, except those that were changed meanwhile.
+func (t *tree) reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.digests = &TreeDigests{}
+	t.forget()
+	for i := range t.segments {
+		s := &t.segments[i]
+		s.version++
+		s.number++
+		s.sealed, s.marked, s.lost = false, false, true
+	}
+}
+
+// RefoldTree has the whole tree of the partition folded in anew, from E, by the next Digests.
+func (e *Engine) RefoldTree(p kv.PartitionID) error {
+	b := e.NewBatch()
+	defer b.Close()
+	t := e.trees.of(p)
+	t.mu.Lock()
+	for i := range t.segments {
+		s := &t.segments[i]
+		s.version++
+		s.sealed, s.lost = false, true
+		b.setSegment(p, treeMark, i, s.number)
+	}
+	t.mu.Unlock()
+	return e.ApplyNoSync(b)
+}
+
+// copySiblings copies every row of E that can be read: in their order up to the first damaged block, then those that the
+// tree names.
+func (e *Engine) copySiblings(ctx context.Context, p kv.PartitionID) error {
+	c := copier{ctx: ctx, e: e, p: p, b: e.NewBatch()}
+	defer func() { c.b.Close() }()
+	prefix := appendSiblingsPrefix(nil, p)
+	var last []byte
+	err := e.scan(prefix, appendPrefixEnd(nil, prefix), prefix, func(key, row []byte) (bool, error) {
+		last = append(last[:0], key...)
+		return true, c.add(key, row)
+	})
+	if errors.Is(err, ErrCorruption) {
+		err = e.State().ScanTree(p, 0, 1<<placeBits, func(_ Place, key []byte, _ uint64) (bool, error) {
+			full := appendSiblingsKey(nil, p, key)
+			if bytes.Compare(full, last) <= 0 {
+				return true, nil
+			}
+			row, closer, err := e.db.Get(full)
+			if err != nil {
+				return true, e.health.stopped() // what cannot be read is what the other replicas are asked for
+			}
+			err = c.add(full, row)
+			if closeErr := closer.Close(); err == nil && closeErr != nil {
+				err = e.readFailed(full, closeErr)
+			}
+			return true, err
+		})
+	}
+	if err != nil && !errors.Is(err, ErrCorruption) {
+		return err
+	}
+	return c.flush()
+}
+
+type copier struct {
+	ctx context.Context
+	e   *Engine
+	p   kv.PartitionID
+	b   *Batch
+}
+
+func (c *copier) add(key, row []byte) error {
+	if verifyRow(row, key) != nil {
+		return nil // as above
+	}
+	user := key[siblingsPrefixBytes:]
+	c.b.key = append(appendTreeRow(c.b.key[:0], c.p, treeCopy), user...)
+	c.b.put(formatSiblings, nil, row[1:len(row)-checksumBytes])
+	if c.b.Len() < copyBytesMax {
+		return nil
+	}
+	return c.flush()
+}
+
+func (c *copier) flush() error {
+	if err := c.ctx.Err(); err != nil || c.b.Empty() {
+		return err
+	}
+	err := c.e.ApplyNoSync(c.b)
+	c.b.Close()
+	c.b = c.e.NewBatch()
+	return err
+}
+
+// ScanCopies calls fn for each copy that ReplaceSiblings left, until fn returns false or an error. What fn gets is its own.
+func (s State) ScanCopies(p kv.PartitionID, fn func(key []byte, set causal.SiblingSet) (more bool, err error)) error {
+	prefix := appendTreeRow(nil, p, treeCopy)
+	return s.e.scan(prefix, appendTreeRow(nil, p, treeEnd), prefix, func(key, row []byte) (bool, error) {
+		var set causal.SiblingSet
+		err := s.e.useRow(key, row, formatSiblings, func(payload []byte) (err error) {
+			set, err = ownSiblings(payload)
+			return err
+		})
+		if err != nil {
+			return false, err
+		}
+		return fn(bytes.Clone(key[len(prefix):]), set)
+	})
+}
+
+// DeleteCopy removes a copy that has been merged.
+func (b *Batch) DeleteCopy(p kv.PartitionID, key []byte) {
+	b.key = append(appendTreeRow(b.key[:0], p, treeCopy), key...)
+	b.remove()
+}
+
+// LoseSiblings damages the storage for whoever tests what becomes of that: the rows of E of the keys are taken away, or
+// with flip set one bit of them is turned, and the tree knows nothing of it. With tree set its rows go as well.
+func (e *Engine) LoseSiblings(p kv.PartitionID, flip, tree bool, keys ...[]byte) error {
+	b := e.NewBatch()
+	defer b.Close()
+	for _, key := range keys {
+		full := appendSiblingsKey(nil, p, key)
+		b.key = append(b.key[:0], full...)
+		if !flip {
+			b.remove()
+		} else {
+			row, closer, err := e.db.Get(full)
+			if err != nil {
+				return e.readFailed(full, err)
+			}
+			bad := bytes.Clone(row)
+			bad[len(bad)/2] ^= 1
+			if err := errors.Join(closer.Close(), b.rows.Set(full, bad, nil)); err != nil {
+				return err
+			}
+		}
+		if tree {
+			b.key = appendIndexKey(b.key[:0], p, PlaceOf(key), key)
+			b.remove()
+		}
+	}
+	return e.ApplySync(b)
+}

@@ -1,0 +1,187 @@
+package storage
+
+import (
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/invariant"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
+)
+
+// changesKeptMax is how much of its list of changes a batch keeps when it goes back to the pool.
+const changesKeptMax = 4096
+
+// SetSiblings sets the eventual lane's sibling set of a key and, for a set without a value, its entry in the index of dead
+// ones. The partition's tree learns of it when the batch is applied.
+func (b *Batch) SetSiblings(p kv.PartitionID, key []byte, set causal.SiblingSet) {
+	b.key = appendSiblingsKey(b.key[:0], p, key)
+	b.head = causal.AppendSet(b.head[:0], set)
+	b.put(formatSiblings, b.head, nil)
+	b.changed(p, key, hashSiblings(key, b.head))
+	if at, dead := DeadSince(set); dead {
+		b.key = appendDeadKey(b.key[:0], p, at, key)
+		b.put(formatOpaque, nil, nil)
+	}
+}
+
+// DeleteSiblings removes the eventual lane's sibling set of a key, its causal context included. A row in the index of dead
+// sets stays behind until somebody follows it.
+func (b *Batch) DeleteSiblings(p kv.PartitionID, key []byte) {
+	b.key = appendSiblingsKey(b.key[:0], p, key)
+	b.remove()
+	b.changed(p, key, 0)
+}
+
+// changed notes that a row of E changes. A hash of 0 stands for its removal.
+func (b *Batch) changed(p kv.PartitionID, key []byte, hash uint64) {
+	if mutant.Planted == mutant.TreeNotMarked && hash%2 == 1 {
+		return
+	}
+	b.changes = append(b.changes, change{tree: b.engine.trees.of(p), place: PlaceOf(key), key: string(key), hash: hash})
+}
+
+// DeadSince reports whether the set holds no value, and then the latest time that anything in it speaks of: once that is
+// behind the repair watermark, no replica needs the set any more to know what it supersedes.
+func DeadSince(set causal.SiblingSet) (causal.HLC, bool) {
+	at := set.Context.Latest()
+	for i := range set.Siblings {
+		if s := &set.Siblings[i]; !s.Deleted {
+			return 0, false
+		}
+		at = max(at, set.Siblings[i].Dot.Time, set.Siblings[i].Stamp.Time)
+	}
+	return at, true
+}
+
+// DeleteDead removes what SetSiblings noted of a set that was dead since the time.
+func (b *Batch) DeleteDead(p kv.PartitionID, at causal.HLC, key []byte) {
+	b.key = appendDeadKey(b.key[:0], p, at, key)
+	b.remove()
+}
+
+// ScanDead calls fn for each note of a dead set that is behind after, and up to until, itself included, in the order of
+// times and keys, until fn returns false or an error. A note is a hint: the set may have changed since. What fn gets is its
+// own. after is nil for the first.
+func (s State) ScanDead(
+	p kv.PartitionID, after *DeadNote, until causal.HLC, fn func(n DeadNote) (more bool, err error),
+) error {
+	lower := appendDeadKey(nil, p, 0, nil)
+	prefix := lower[:siblingsPrefixBytes]
+	upper := appendPrefixEnd(nil, prefix)
+	if until+1 != 0 {
+		upper = appendDeadKey(nil, p, until+1, nil)
+	}
+	from := lower
+	if after != nil {
+		from = append(appendDeadKey(nil, p, after.At, after.Key), 0)
+	}
+	return s.e.scan(prefix, upper, from, func(key, row []byte) (bool, error) {
+		if err := s.e.useRow(key, row, formatOpaque, func([]byte) error { return nil }); err != nil {
+			return false, err
+		}
+		at, rest, err := causal.DecodeHLC(key[siblingsPrefixBytes:])
+		if err != nil {
+			return false, corruptRow(key, "%s", err)
+		}
+		return fn(DeadNote{At: at, Key: append([]byte{}, rest...)})
+	})
+}
+
+// DeadNote is a row of the index of sets without a value.
+type DeadNote struct {
+	At  causal.HLC
+	Key []byte
+}
+
+// RepairState is what a replica has to remember of the repair of its part of the eventual lane.
+type RepairState struct {
+	// Promised is the time at or below which the replica takes no new attempt.
+	Promised causal.HLC
+	// Committed is the repair watermark: everything stamped at or below it was on every replica when it was set.
+	// Invariant: Committed <= Promised.
+	Committed causal.HLC
+	// Healing says that rows were lost here, and may be missing until they were compared with the other replicas'.
+	Healing bool
+	// Quarantined says that the rows of the partition are being replaced by copies of those that can still be read.
+	Quarantined bool
+}
+
+const (
+	repairHealing byte = 1 << iota
+	repairQuarantined
+	repairFlags = repairHealing | repairQuarantined
+)
+
+func appendRepair(dst []byte, r RepairState) []byte {
+	var flags byte
+	if r.Healing {
+		flags |= repairHealing
+	}
+	if r.Quarantined {
+		flags |= repairQuarantined
+	}
+	return causal.AppendHLC(causal.AppendHLC(append(dst, flags), r.Promised), r.Committed)
+}
+
+func decodeRepair(b []byte) (RepairState, error) {
+	if len(b) == 0 {
+		return RepairState{}, errCutShort
+	}
+	flags := b[0]
+	if flags&^repairFlags != 0 {
+		return RepairState{}, errFlags
+	}
+	r := RepairState{
+		Healing: flags&repairHealing != 0, Quarantined: flags&repairQuarantined != 0,
+	}
+	var err error
+	if r.Promised, b, err = causal.DecodeHLC(b[1:]); err != nil {
+		return RepairState{}, err
+	}
+	if r.Committed, b, err = causal.DecodeHLC(b); err != nil {
+		return RepairState{}, err
+	}
+	if len(b) > 0 {
+		return RepairState{}, errLeftOver
+	}
+	return r, nil
+}
+
+// Repair returns the partition's repair state as it was last set. It is cheap.
+func (s State) Repair(p kv.PartitionID) RepairState {
+	if r := s.e.trees.of(p).repair.Load(); r != nil {
+		return *r
+	}
+	return RepairState{}
+}
+
+// ChangeRepair changes the partition's repair state and returns once the change is durable. Whoever reads the state
+// meanwhile may see the old or the new one. Changes of one partition wait for one another.
+func (e *Engine) ChangeRepair(p kv.PartitionID, change func(*RepairState)) error {
+	t := e.trees.of(p)
+	t.turn <- struct{}{}
+	defer func() { <-t.turn }()
+	old := e.State().Repair(p)
+	r := old
+	change(&r)
+	if r == old {
+		return nil
+	}
+	invariant.Check(r.Committed <= r.Promised, "partition %d: watermark %d above the promise %d", p, r.Committed, r.Promised)
+	if r.Promised > old.Promised || r.Healing {
+		// What makes the replica refuse more holds from now on, and on the disk before anybody is told.
+		stricter := old
+		stricter.Promised, stricter.Healing = max(old.Promised, r.Promised), old.Healing || r.Healing
+		stricter.Quarantined = old.Quarantined || r.Quarantined
+		t.repair.Store(&stricter)
+	}
+	b := e.NewBatch()
+	defer b.Close()
+	b.key = appendTreeRow(b.key[:0], p, treeRepair)
+	b.head = appendRepair(b.head[:0], r)
+	b.put(formatRepair, b.head, nil)
+	if err := e.ApplySync(b); err != nil {
+		return err
+	}
+	t.repair.Store(&r)
+	return nil
+}

@@ -1,0 +1,183 @@
+package quorum
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
+	"github.com/caprockdb/caprock/pkg/storage"
+)
+
+// What the repair watermark (package antientropy) asks of a replica. The replica's promise and watermark are read under the
+// key's stripe, so that Flush, which passes every stripe, knows of all that was accepted before a promise.
+
+func errQuarantined(p kv.PartitionID) error {
+	return kv.Errorf(kv.CodeNotReady, "the replica's rows of partition %d are damaged and being replaced", p).WithOutcome(kv.OutcomeNotApplied)
+}
+
+func errHealing(p kv.PartitionID) error {
+	return kv.Errorf(kv.CodeNotReady, "the replica has lost rows of partition %d and is being repaired by the others", p).WithOutcome(kv.OutcomeNotApplied)
+}
+
+// current returns the set that arrived without the versions from before the watermark that are not held: everything from
+// then was here, so that they have been superseded, and what superseded them may be gone.
+func (v *versions) current(arrived causal.SiblingSet) causal.SiblingSet {
+	mark := v.repair.Committed
+	if mark == 0 || mutant.Planted == mutant.LateDotAccepted {
+		return arrived
+	}
+	kept := arrived.Drop(func(s causal.Sibling) bool {
+		_, held := v.set.Holds(s.Dot)
+		return held || s.Dot.Time > mark
+	})
+	if len(kept.Siblings) == 0 && v.set.IsZero() && kept.Context.Latest() <= mark {
+		return causal.SiblingSet{} // nothing is left to cover that could still arrive
+	}
+	return kept
+}
+
+// refusal returns the stamp that an attempt must be above.
+func (v *versions) refusal() causal.Stamp {
+	top := v.highest()
+	top.Time = max(top.Time, v.repair.Promised)
+	return top
+}
+
+// Flush returns once everything that this replica had accepted for the partition is in storage and durable.
+func (s *Store) Flush(ctx context.Context, p kv.PartitionID) error {
+	var mu sync.Mutex // guards failed
+	var failed error
+	waiting := 1
+	done := make(chan struct{}, 1)
+	finish := func(err error) {
+		mu.Lock()
+		failed = errors.Join(failed, err)
+		waiting--
+		last := waiting == 0
+		mu.Unlock()
+		if last {
+			done <- struct{}{}
+		}
+	}
+	for i := range s.pending.stripes {
+		st := &s.pending.stripes[i]
+		st.mu.Lock()
+		for id, e := range st.entries {
+			if id.partition != p {
+				continue
+			}
+			mu.Lock()
+			waiting++
+			mu.Unlock()
+			if !e.await(finish) {
+				mu.Lock()
+				waiting--
+				mu.Unlock()
+			}
+		}
+		st.mu.Unlock()
+	}
+	finish(nil)
+	select {
+	case <-done:
+		return failed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Heal merges a set like a repair; while the replica heals, also versions from before the watermark. The caller vouches for
+// those: they come from a replica that has lost nothing.
+func (s *Store) Heal(w WriteRequest, done func(WriteReply, error)) { s.write(w, true, done) }
+
+// Renounce drops, while the replica heals, the versions of the key from up to the time that theirs does not hold: a replica
+// which has lost nothing has been without them since. It calls done like Write.
+func (s *Store) Renounce(p kv.PartitionID, key []byte, theirs causal.SiblingSet, upTo causal.HLC, done func(error)) {
+	s.change(p, key, false, done, func(v *versions) (causal.SiblingSet, bool) {
+		if !v.repair.Healing {
+			return v.set, false
+		}
+		kept := v.set.Drop(func(s causal.Sibling) bool {
+			_, held := theirs.Holds(s.Dot)
+			return held || s.Dot.Time > upTo
+		})
+		if len(kept.Siblings) == 0 && kept.Context.Latest() <= upTo && theirs.IsZero() {
+			kept = causal.SiblingSet{}
+		}
+		return kept, !kept.Equal(v.set)
+	})
+}
+
+// Rewrite writes what the replica holds of the key again, with its hash in the tree. A row that cannot be read is removed. It
+// calls done like Write.
+func (s *Store) Rewrite(p kv.PartitionID, key []byte, done func(error)) {
+	s.change(p, key, true, done, func(v *versions) (causal.SiblingSet, bool) { return v.set, true })
+}
+
+// Collect removes what the replica holds of the key if that is no value and all of it is from before the watermark, and
+// reports whether it is gone. applied is how far the partition's log was applied before the call. A tombstone above a value
+// of the strong lane stays: it is what hides that value. It calls done like Write.
+func (s *Store) Collect(p kv.PartitionID, key []byte, applied uint64, done func(gone bool, err error)) {
+	gone := false
+	s.change(p, key, false, func(err error) { done(gone && err == nil, err) }, func(v *versions) (causal.SiblingSet, bool) {
+		gone = v.set.IsZero() || v.collectable(applied)
+		if gone && !v.set.IsZero() {
+			s.metrics.collected.Inc()
+		}
+		return causal.SiblingSet{}, gone && !v.set.IsZero()
+	})
+}
+
+// collectable reports whether no replica needs the set any more.
+func (v *versions) collectable(applied uint64) bool {
+	at, dead := storage.DeadSince(v.set)
+	if !dead || v.repair.Healing || at > v.repair.Committed && mutant.Planted != mutant.TombstoneCollectedEarly {
+		return false
+	}
+	for i := range v.set.Siblings {
+		t := v.set.Siblings[i].Stamp
+		// A strong write below the tombstone is at or before its base. Only once that is applied is S known to have none.
+		if t.Base.Index > applied {
+			return false
+		}
+		if v.hasStrong && !v.strong.Deleted && t.After(v.strong.Stamp) {
+			return false
+		}
+	}
+	return true
+}
+
+// change replaces the content of a key by what decide makes of it, if it says so. A row that cannot be read is none if
+// damaged says so.
+func (s *Store) change(
+	p kv.PartitionID, key []byte, damaged bool, done func(error), decide func(*versions) (causal.SiblingSet, bool),
+) {
+	e, v, err := s.open(p, key)
+	if err != nil && (!damaged || !errors.Is(err, storage.ErrCorruption)) {
+		s.close(e)
+		done(err)
+		return
+	}
+	e.stripe.mu.Lock()
+	v.set = e.load(v.set)
+	v.repair = s.deps.State.Repair(p)
+	set, changed := decide(v)
+	var c *commit
+	waiting := true
+	if changed {
+		c = e.put(set, done)
+	} else {
+		waiting = e.await(done)
+	}
+	e.leave()
+	e.stripe.mu.Unlock()
+	switch {
+	case c != nil:
+		_ = s.pending.offer(c) // it reports to done
+	case !waiting:
+		done(nil)
+	}
+}
