@@ -33,7 +33,7 @@ func requireTree(t testing.TB, e *Engine, p kv.PartitionID, what string) {
 }
 
 func TestTreeStandsForTheRowsWhateverHappens(t *testing.T) {
-	for seed := range uint64(seeds(6)) {
+	for seed := range uint64(seeds(3)) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 31))
 			fs := vfs.NewCrashableMem()
