@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/caprockdb/caprock/pkg/kv"
 )
@@ -31,17 +32,21 @@ func (x *exchange) document(name string) {
 	x.sendJSON(doc)
 }
 
-// partition serves /admin/partitions/{id}.
+// partition serves /admin/partitions/{id} and /admin/partitions/{id}/check.
 func (x *exchange) partition(id string) {
-	if !allows("GET, HEAD", x.r.Method) {
-		x.methodNotAllowed("GET, HEAD")
+	document, methods := DocPartition, "GET, HEAD"
+	if number, isCheck := strings.CutSuffix(id, "/check"); isCheck {
+		id, document, methods = number, DocCheck, "POST"
+	}
+	if !allows(methods, x.r.Method) {
+		x.methodNotAllowed(methods)
 		return
 	}
 	if _, err := strconv.ParseUint(id, 10, 16); err != nil || !isDigits(id) {
 		x.notFound()
 		return
 	}
-	x.document(DocPartition + "/" + id)
+	x.document(document + "/" + id)
 }
 
 // sendJSON answers 200 with what encoding/json makes of the document. Administration can afford reflection.

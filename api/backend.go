@@ -27,7 +27,8 @@ type Backend interface {
 	// kv.LevelUnset asks about every level at once.
 	Ready(level kv.Level) error
 	// Document returns a value that encoding/json can marshal. The names are DocStatus and its siblings; DocPartition is
-	// followed by a slash and a partition's number, and its document is nil when there is no such partition.
+	// followed by a slash and a partition's number, and its document is nil when there is no such partition. So is DocCheck,
+	// whose document is made by comparing the partition's replicas, for as long as ctx allows.
 	Document(ctx context.Context, name string) (any, error)
 	// Policies returns the store of per-prefix policies.
 	Policies() PolicyStore
@@ -42,6 +43,7 @@ const (
 	DocNodes      = "nodes"
 	DocPartitions = "partitions"
 	DocPartition  = "partition"
+	DocCheck      = "check"
 	DocStats      = "stats"
 )
 

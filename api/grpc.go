@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -293,12 +294,18 @@ func (g *GRPC) Status(ctx context.Context, in *kvpb.StatusRequest) (*kvpb.Status
 		name = DocStatus
 	case DocStatus, DocRing, DocNodes, DocPartitions:
 	default:
-		return nil, statusOf(kv.Errorf(kv.CodeBadRequest, "what=%q names no document; the documents are %s, %s, %s and %s",
-			name, DocStatus, DocRing, DocNodes, DocPartitions))
+		if number, isCheck := strings.CutPrefix(name, DocCheck+"/"); isCheck && isDigits(number) {
+			break
+		}
+		return nil, statusOf(kv.Errorf(kv.CodeBadRequest, "what=%q names no document; the documents are %s, %s, %s, %s and %s/N",
+			name, DocStatus, DocRing, DocNodes, DocPartitions, DocCheck))
 	}
 	document, err := g.deps.Backend.Document(ctx, name)
 	if err != nil {
 		return nil, statusOf(classify(kv.OpGet, err))
+	}
+	if document == nil {
+		return nil, statusOf(kv.Errorf(kv.CodeBadRequest, "what=%q: there is no such partition", name))
 	}
 	raw, err := json.Marshal(document)
 	if err != nil {

@@ -68,6 +68,8 @@ type Process struct {
 	// node refuses writes. Either at 0: no watermark, and a full disk stops the node.
 	DiskFreeMin     Size
 	DiskFreePercent int
+	// CheckInterval is how often the replicas of each partition hash their strong state and compare; 0 for only on demand.
+	CheckInterval time.Duration
 	// Dev switches the fault injector's routes on. Anyone who reaches the HTTP port can then cut the cluster apart.
 	Dev bool
 }
@@ -100,6 +102,8 @@ const (
 	memtableMax   = 64 * MiB
 	// diskFreePercentMax keeps half of a disk usable.
 	diskFreePercentMax = 50
+	// checkIntervalMin keeps checks from being all that replicas do.
+	checkIntervalMin = time.Second
 )
 
 // Default returns the settings of a single node on this machine, on the ports of node 1.
@@ -117,6 +121,7 @@ func Default() Config {
 			MemoryLimit:    memoryLimitDefault,
 			RequestTimeout: kv.RequestTimeout,
 			DiskFreeMin:    GiB, DiskFreePercent: 5,
+			CheckInterval: 10 * time.Minute,
 		},
 		Log: Log{Format: "text", Level: slog.LevelInfo},
 	}

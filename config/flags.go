@@ -47,6 +47,8 @@ func bind(fs *pflag.FlagSet, c *Config) {
 	fs.Var(&p.DiskFreeMin, "disk-free-min", "free disk space below which writes are refused; 0 to switch that off")
 	fs.IntVar(&p.DiskFreePercent, "disk-free-percent", p.DiskFreePercent,
 		"the same as a `percentage` of the disk; the smaller of the two counts")
+	fs.DurationVar(&p.CheckInterval, "check-interval", p.CheckInterval,
+		"how often the replicas of each partition compare their strong state; 0 for only on demand")
 	fs.StringVar(&c.Log.Format, "log-format", c.Log.Format, "text or json")
 	fs.Var(&levelValue{&c.Log.Level}, "log-level", "debug, info, warn or error")
 	fs.BoolVar(&p.Dev, "dev", p.Dev, "switch on the fault-injection routes; anyone who reaches the HTTP port can use them")

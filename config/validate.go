@@ -173,6 +173,8 @@ func (c Config) validateProcess() error {
 		return fmt.Errorf("request-timeout is %v: choose more than 0 and at most %v", p.RequestTimeout, kv.RequestTimeoutMax)
 	case p.DiskFreePercent < 0 || p.DiskFreePercent > diskFreePercentMax:
 		return fmt.Errorf("disk-free-percent is %d: choose 0 to %d", p.DiskFreePercent, diskFreePercentMax)
+	case p.CheckInterval != 0 && p.CheckInterval < checkIntervalMin:
+		return fmt.Errorf("check-interval is %v: choose at least %v, or 0 for none", p.CheckInterval, checkIntervalMin)
 	case c.Log.Format != "text" && c.Log.Format != "json":
 		return fmt.Errorf("log-format is %q: choose text or json", c.Log.Format)
 	}

@@ -18,6 +18,8 @@ type appliedEntry struct {
 	group     *group
 	committed Committed
 	replies   []any
+	// check says that the entry asks for a check of the state at its position.
+	check bool
 }
 
 // apply applies what the readied groups have committed. It goes in rounds: a round's batch holds at most one entry of
@@ -61,6 +63,9 @@ func (l *loop) runRound(b *storage.Batch, n int) {
 	}
 	for _, a := range round {
 		l.answer(a)
+		if a.check {
+			l.beginCheck(a.group, a.committed.Pos)
+		}
 	}
 }
 
@@ -73,6 +78,9 @@ func (l *loop) applyRound(b *storage.Batch, n int) []appliedEntry {
 		}
 		e := g.ready.committed[n]
 		a, err := l.applyEntry(b, g, e)
+		if err != nil && l.quarantineAt(b, g, err) {
+			err = nil
+		}
 		if !l.check(g, err) {
 			if l.failure != nil {
 				return nil
@@ -94,7 +102,11 @@ func (l *loop) applyEntry(b *storage.Batch, g *group, e *pb.Entry) (appliedEntry
 	}
 	c, err := committed(g.id, e)
 	if err != nil || len(c.Commands) == 0 {
+		a.check = c.Proposer != kv.NoNode
 		return a, err
+	}
+	if g.quarantine != nil {
+		return a, nil // S will be replaced
 	}
 	a.committed = c
 	a.replies, err = g.machine.Apply(b, c)

@@ -36,8 +36,8 @@ func (l *loop) balance() {
 
 // goesHome reports whether the group should be handed to its preferred voter now.
 func (l *loop) goesHome(g *group) bool {
-	if g.stopped != nil || !g.leads() || g.transferring || len(g.voters) == 0 || g.voters[0] == l.deps.Self ||
-		l.ticks < g.homeAt || !l.mayLead(g.voters[0]) {
+	if g.stopped != nil || g.quarantine != nil || !g.leads() || g.transferring || len(g.voters) == 0 || g.voters[0] == l.deps.Self ||
+		l.ticks < g.homeAt || !l.mayLead(g.voters[0]) || g.suspects[g.voters[0]] {
 		return false
 	}
 	home, last := g.voters[0], g.log.last.Index

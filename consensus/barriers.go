@@ -1,6 +1,10 @@
 package consensus
 
-import "github.com/caprockdb/caprock/pkg/mutant"
+import (
+	"encoding/binary"
+
+	"github.com/caprockdb/caprock/pkg/mutant"
+)
 
 // barrier is one caller of ReadBarrier. One whose caller went away stays until it is resolved, which a leader does
 // within a round trip, and a node that lost its majority when it notices.
@@ -105,3 +109,19 @@ func (b *barriers) drain() []*barrier {
 }
 
 func (b *barriers) empty() bool { return len(b.waiting)+len(b.issued)+len(b.confirmed) == 0 }
+
+// readContextBytes is the size of a read round's number with its prefix.
+const readContextBytes = 16
+
+// readContext spells a read round's number so that no other process, and no earlier life of this one, ever uses it.
+func (l *loop) readContext(round uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(make([]byte, 0, readContextBytes), l.contextPrefix[:]...), round)
+}
+
+// roundOf is the inverse of readContext; false for a context of another process.
+func (l *loop) roundOf(ctx []byte) (uint64, bool) {
+	if len(ctx) != readContextBytes || [8]byte(ctx[:8]) != l.contextPrefix {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(ctx[8:]), true
+}

@@ -84,6 +84,12 @@ type Config struct {
 	// SnapshotPullTimeout bounds one request for a part of a snapshot. Default 5 s.
 	SnapshotPullTimeout time.Duration
 
+	// CheckTicks is how often a leader has all replicas of a group hash their state at the same entry and compares. Default
+	// 6000, ten minutes; 0 for only when somebody asks. Every replica reads all of its state each time.
+	CheckTicks int
+	// CheckBytesPerSecond bounds what this node reads for that. Default 32 MiB.
+	CheckBytesPerSecond int64
+
 	// FillsMax and FillBytesMax bound the eventual lane's writes that wait for the loop, in number, and that are being
 	// synced, in bytes. Defaults 16384 and 64 MiB. Beyond them Commit refuses.
 	FillsMax     int
@@ -143,6 +149,8 @@ func DefaultConfig() Config {
 		SnapshotBytesPerSecond: 64 << 20,
 		SnapshotIdle:           10 * time.Second,
 		SnapshotPullTimeout:    5 * time.Second,
+		CheckTicks:             6000,
+		CheckBytesPerSecond:    32 << 20,
 		FillsMax:               16384,
 		FillBytesMax:           64 << 20,
 		BatchBytesMax:          4 << 20,
@@ -191,6 +199,10 @@ func (c Config) Validate() error {
 	positive("snapshot bytes a second", float64(c.SnapshotBytesPerSecond))
 	positive("snapshot idle time", float64(c.SnapshotIdle))
 	positive("snapshot pull timeout", float64(c.SnapshotPullTimeout))
+	positive("check bytes a second", float64(c.CheckBytesPerSecond))
+	if c.CheckTicks < 0 {
+		errs = append(errs, fmt.Errorf("consensus: check ticks must not be negative, are %d", c.CheckTicks))
+	}
 	positive("fills", float64(c.FillsMax))
 	positive("fill bytes", float64(c.FillBytesMax))
 	positive("batch bytes", float64(c.BatchBytesMax))

@@ -12,6 +12,8 @@ import (
 var (
 	// ErrStopped says that the store has stopped, or that this replica of the group has.
 	ErrStopped = errors.New("the replica has stopped")
+	// ErrQuarantined says that this replica of the group is not to be trusted and is being rebuilt.
+	ErrQuarantined = errors.New("this replica is quarantined and being rebuilt from its peers")
 	// ErrUnreadable is wrapped by a machine whose command has a format that it does not know. It stops the group:
 	// skipping what others apply would make replicas diverge.
 	ErrUnreadable = errors.New("unreadable entry")

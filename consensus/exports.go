@@ -149,6 +149,9 @@ func (x *exports) active(g kv.GroupID, to kv.NodeID) (last time.Time, found bool
 
 // ServePull answers a request that a peer sent with Puller.Pull. It blocks for the disk and for the rate limit.
 func (s *Store) ServePull(ctx context.Context, from kv.NodeID, request []byte) ([]byte, error) {
+	if len(request) > 0 && request[0] == checkFormat {
+		return s.serveCheckRequest(ctx, from, request)
+	}
 	p, err := decodePullRequest(request)
 	if err != nil {
 		return nil, kv.Errorf(kv.CodeBadRequest, "%w", err)
@@ -178,7 +181,7 @@ func statusReply(status pullStatus) []byte { return (&pullReply{status: status})
 
 // openExport takes a snapshot of a group for a peer. An earlier one for the same peer is given up: nobody waits for it.
 func (s *Store) openExport(ctx context.Context, from kv.NodeID, p *pullRequest) ([]byte, error) {
-	if s.views.get(p.group) == nil {
+	if _, sound := s.Sound(p.group); !sound || s.views.get(p.group) == nil {
 		return statusReply(pullGone), nil
 	}
 	s.exports.drop(func(_ uint64, e *export) bool { return e.group == p.group && e.to == from })
@@ -212,7 +215,9 @@ func (s *Store) readExport(ctx context.Context, session uint64, e *export, after
 		e.rows = make([]byte, 0, s.cfg.SnapshotChunkBytes)
 	}
 	rows, next, err := e.snap.AppendRows(e.rows[:0], after, s.cfg.SnapshotChunkBytes)
-	if errors.Is(err, storage.ErrSnapshotLost) {
+	s.Distrust(e.group, err)
+	// Nobody is to be given what this replica does not trust itself.
+	if _, sound := s.Sound(e.group); !sound || errors.Is(err, storage.ErrSnapshotLost) {
 		return statusReply(pullGone), nil
 	}
 	if err != nil {

@@ -64,6 +64,15 @@ type group struct {
 	// sent and received count snapshots.
 	sent, received uint64
 
+	// check is the last comparison of the replicas' states. A leader proposes the next one at the tick checkAt, 0 for never,
+	// after that at the tick checkedAt, and hands no leadership to the suspects, who were found to differ.
+	check     *stateCheck
+	checkAt   uint64
+	checkedAt uint64
+	suspects  map[kv.NodeID]bool
+	// quarantine is set while S of this replica is not to be trusted.
+	quarantine *quarantine
+
 	// eager is true while this node, as the group's preferred voter, campaigns without waiting for timeouts.
 	eager      bool
 	eagerSince uint64
@@ -100,6 +109,14 @@ func (s *Store) openGroup(id kv.GroupID) (g *group, err error) {
 		eager: len(log.conf.Voters) > 0 && log.conf.Voters[0] == uint64(s.deps.Self),
 	}
 	g.setConf(log.conf)
+	why, isolated, err := s.deps.Engine.Log().Quarantine(id)
+	if err != nil {
+		return nil, fmt.Errorf("consensus: open group %d: %w", id, err)
+	}
+	if isolated {
+		g.quarantine, g.eager = &quarantine{why: string(why)}, false
+		g.view.trust.Store(1)
+	}
 	defer g.catch(&err)
 	g.rn, err = raft.NewRawNode(&raft.Config{
 		ID:                        uint64(s.deps.Self),
@@ -212,6 +229,12 @@ func (g *group) publish() {
 		Group: g.id, State: g.stateName(), Leader: g.leader, Term: g.term, Commit: g.log.hard.Commit,
 		Applied: g.applied.Index, FirstIndex: g.log.truncated.Index + 1, LastIndex: g.log.last.Index, Voters: g.voters,
 		LogBytes: g.log.size.bytes(), SnapshotsSent: g.sent, SnapshotsReceived: g.received,
+	}
+	if g.quarantine != nil {
+		st.Quarantine = g.quarantine.why
+	}
+	if g.check != nil {
+		st.Check = g.check.result(g.conf)
 	}
 	g.view.publish(st, g.log.last)
 }

@@ -210,6 +210,7 @@ func (l *loop) installed(g *group, err error) {
 	g.log.reset(in.pos, in.hard, in.conf)
 	g.setConf(in.conf)
 	g.applied = in.pos
+	l.endQuarantine(g)
 	unknown, overwritten := g.pending.installed(in.pos)
 	for _, e := range unknown {
 		l.finishAll(e.ops, kv.Errorf(kv.CodeNoLeader, "%w", ErrSuperseded).WithOutcome(kv.OutcomeUnknown))

@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -52,6 +51,8 @@ type loop struct {
 	// offers are the groups whose snapshots wait to be fetched; fetching are being fetched, sending are under way from here.
 	offers            []*group
 	fetching, sending int
+	// hashings are the states that wait to be hashed.
+	hashings chan<- hashing
 	// background ends with the loop, and with it the fetches and installs that are running.
 	background context.Context
 	running    sync.WaitGroup
@@ -87,6 +88,9 @@ func (s *Store) Run(ctx context.Context) error {
 	s.opened = nil
 	background, cancel := context.WithCancel(context.Background())
 	l.background = background
+	hashings := make(chan hashing, checksWaitingMax)
+	l.hashings = hashings
+	l.running.Go(func() { s.hashStates(background, hashings) })
 	l.run(ctx)
 	cancel()
 	left := s.inbox.close()
@@ -151,8 +155,13 @@ func (l *loop) iterate(tick bool) {
 
 // adopt takes over a group that was just opened.
 func (l *loop) adopt(g *group) {
-	l.groups[g.id] = g
 	l.order = append(l.order, g)
+	l.take(g)
+}
+
+// take makes a group that was just opened the one of its id.
+func (l *loop) take(g *group) {
+	l.groups[g.id] = g
 	g.eagerSince = l.ticks
 	g.log.state = func() (causal.Position, *pb.ConfState) { return l.offerable(g) }
 	l.touch(g)
@@ -253,6 +262,7 @@ func (l *loop) stepMessages() {
 			l.metrics.dropped.WithLabelValues(dropStopped).Inc()
 		case in.msg.GetType() == pb.MsgSnap:
 			l.offered(g, in.msg)
+		case g.quarantine != nil && in.msg.GetType() == pb.MsgTimeoutNow: // it is not to lead
 		default:
 			l.touch(g)
 			l.check(g, g.step(in.msg))
@@ -279,6 +289,7 @@ func (l *loop) tick() {
 		l.checkOffer(g)
 		l.checkSends(g)
 		l.planTruncation(g)
+		l.tickChecks(g)
 		if g.transferring && g.rn.BasicStatus().LeadTransferee == 0 {
 			g.transferring = false // Raft gave up on it
 		}
@@ -308,8 +319,8 @@ func (l *loop) campaignEagerly(g *group) {
 func (l *loop) enqueue() {
 	for _, o := range l.mail.ops {
 		g := l.groups[o.view.id]
-		if g.stopped != nil {
-			l.finishAll([]*op{o}, stopped(kv.OutcomeNotApplied))
+		if err := g.refusal(kv.OutcomeNotApplied); err != nil {
+			l.finishAll([]*op{o}, err)
 			continue
 		}
 		g.queue = append(g.queue, o)
@@ -317,8 +328,8 @@ func (l *loop) enqueue() {
 	}
 	for _, b := range l.mail.barriers {
 		g := l.groups[b.view.id]
-		if g.stopped != nil {
-			l.refuseBarriers([]*barrier{b}, stopped(kv.OutcomeNotApplied))
+		if err := g.refusal(kv.OutcomeNotApplied); err != nil {
+			l.refuseBarriers([]*barrier{b}, err)
 			continue
 		}
 		g.barriers.add(b)
@@ -386,20 +397,4 @@ func (l *loop) askLeader(g *group) {
 		l.touch(g)
 		l.check(g, g.readIndex(l.readContext(l.rounds)))
 	}
-}
-
-// readContextBytes is the size of a read round's number with its prefix.
-const readContextBytes = 16
-
-// readContext spells a read round's number so that no other process, and no earlier life of this one, ever uses it.
-func (l *loop) readContext(round uint64) []byte {
-	return binary.BigEndian.AppendUint64(append(make([]byte, 0, readContextBytes), l.contextPrefix[:]...), round)
-}
-
-// roundOf is the inverse of readContext; false for a context of another process.
-func (l *loop) roundOf(ctx []byte) (uint64, bool) {
-	if len(ctx) != readContextBytes || [8]byte(ctx[:8]) != l.contextPrefix {
-		return 0, false
-	}
-	return binary.BigEndian.Uint64(ctx[8:]), true
 }

@@ -31,6 +31,11 @@ const (
 	directionSent     = "sent"
 	directionReceived = "received"
 
+	checkEqual      = "equal"
+	checkDifferent  = "different"
+	checkSplit      = "split"
+	checkIncomplete = "incomplete"
+
 	resultOK      = "ok"
 	resultFailed  = "failed"
 	resultIgnored = "ignored" // Raft had no use for it any more
@@ -60,7 +65,13 @@ type metrics struct {
 	snapshots     *prometheus.CounterVec
 	snapshotBytes *prometheus.CounterVec
 
-	offersRepeated prometheus.Counter
+	offersRepeated  prometheus.Counter
+	violations      prometheus.Counter
+	checks          *prometheus.CounterVec
+	checksLeftOut   prometheus.Counter
+	checkBytes      prometheus.Counter
+	quarantines     prometheus.Counter
+	rebuildFailures prometheus.Counter
 }
 
 // newMetrics registers the store's metrics, unless there is no registerer.
@@ -116,6 +127,17 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 	m.snapshots = counters("snapshots_total", "Snapshots that ended, by direction and how.", "direction", "result")
 	m.offersRepeated = counter("snapshot_offers_repeated_total", "Offers of a snapshot that were sent again because nothing was heard of them.")
 	m.snapshotBytes = counters("snapshot_bytes_total", "Bytes of snapshots' rows, by direction.", "direction")
+	m.violations = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kvstore_consistency_violations_total",
+		Help: "Replicas found to hold another state than a majority at the same position of the log, and checks in which no majority agreed.",
+	})
+	all = append(all, m.violations)
+	m.checks = counters("checks_total", "Comparisons of the replicas' states that this node led, by what they found.", "result")
+	m.checksLeftOut = counter("checks_left_out_total", "Comparisons that a replica of this node took no part in.")
+	m.checkBytes = counter("check_bytes_total", "Bytes of rows that were hashed.")
+	m.quarantines = counter("quarantines_total", "Times that a replica of this node was quarantined.")
+	m.rebuildFailures = counter("rebuild_failures_total", "Attempts to rebuild a quarantined replica that failed and are repeated.")
+	reading("groups_quarantined", "Replicas of this node that are quarantined.", s.quarantinedGroups)
 	reading("log_bytes", "Size of the logs of all groups.", s.logBytes)
 	reading("inbox_bytes", "Messages from peers that wait for the loop.", s.inboxBytes)
 	reading("pending_bytes", "Proposals that were not answered yet.", func() float64 { return float64(s.pendingBytes.Load()) })
@@ -145,6 +167,19 @@ func (s *Store) appliedLag() float64 {
 	}
 	return float64(lag)
 }
+
+func (s *Store) quarantinedGroups() float64 {
+	n := 0
+	for _, v := range s.views.all() {
+		if v.trust.Load()%2 == 1 {
+			n++
+		}
+	}
+	return float64(n)
+}
+
+// Violations returns how many consistency violations the checks that this node led have found since it started.
+func (s *Store) Violations() uint64 { return s.violations.Load() }
 
 func (s *Store) logBytes() float64 {
 	sum := uint64(0)

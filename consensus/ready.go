@@ -165,6 +165,9 @@ func (l *loop) accept(g *group, rd raft.Ready) {
 		case raft.LocalApplyThread:
 			g.ready.committed, g.ready.applied = m.GetEntries(), m.GetResponses()
 		default:
+			if !l.mayAsk(g, m) {
+				continue
+			}
 			if m.GetType() == pb.MsgSnap {
 				l.noteSend(g, m)
 			}
@@ -218,7 +221,7 @@ func (l *loop) accepted(g *group, st raft.SoftState) {
 	led := g.leads()
 	g.state = st.RaftState
 	if !led && g.leads() {
-		g.peers = nil // what an earlier leadership knew of them is out of date
+		g.peers, g.suspects, g.checkAt = nil, nil, 0 // what an earlier leadership knew of them is out of date
 		g.homeAt, g.homeTries = l.ticks+uint64(l.cfg.BalanceCooldownTicks), 0
 	}
 	l.setLeader(g, kv.NodeID(st.Lead), led && !g.leads())

@@ -13,7 +13,15 @@ func (s *Store) Recall(ctx context.Context, p kv.PartitionID, id kv.OpID) (Write
 	if err := s.ReadBarrier(ctx, p.Group()); err != nil {
 		return WriteReply{}, false, err
 	}
-	return recall(s.deps.Engine.State(), p.Group(), id)
+	before, _ := s.Sound(p.Group())
+	reply, found, err := recall(s.deps.Engine.State(), p.Group(), id)
+	if err != nil {
+		s.Distrust(p.Group(), err)
+	}
+	if after, sound := s.Sound(p.Group()); !sound || after != before {
+		return WriteReply{}, false, quarantined(kv.OutcomeNotApplied)
+	}
+	return reply, found, err
 }
 
 // recall looks an operation up while entries are applied beside it. Its reads are not of one moment, and a session moves

@@ -30,7 +30,7 @@ const offerRepeatsMax = 8
 // offerable returns what a snapshot of the group would hold now, and no configuration while none may be sent: when as
 // many as may be are under way, or the last one has just failed.
 func (l *loop) offerable(g *group) (causal.Position, *pb.ConfState) {
-	if l.sending >= l.cfg.SnapshotSendsMax || l.ticks < g.sendAfter {
+	if g.quarantine != nil || l.sending >= l.cfg.SnapshotSendsMax || l.ticks < g.sendAfter {
 		return causal.Position{}, nil
 	}
 	return g.applied, g.conf

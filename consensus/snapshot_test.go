@@ -59,7 +59,7 @@ func (c *cluster) pace(perSecond int64) {
 	for _, n := range c.nodes {
 		if s, _ := n.life(); s != nil {
 			s.pace.mu.Lock()
-			s.pace.perSecond = perSecond
+			s.pace.perSecond, s.pace.next = perSecond, time.Time{}
 			s.pace.mu.Unlock()
 		}
 	}

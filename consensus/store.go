@@ -45,6 +45,10 @@ type Store struct {
 	// exports are the snapshots that peers pull, at the pace that is allowed.
 	exports exports
 	pace    pace
+	// checkPace is the pace at which states are hashed.
+	checkPace pace
+	// violations counts what checks led from here have found.
+	violations atomic.Uint64
 	// opened are the groups found on disk, until Run takes them.
 	opened []*group
 }
@@ -74,7 +78,7 @@ func New(cfg Config, deps Deps) (*Store, error) {
 	}
 	// A session of an earlier life must not be taken for one of this.
 	s.exports.sessions, s.exports.last = make(map[uint64]*export), binary.BigEndian.Uint64(s.contextPrefix[:])
-	s.pace.perSecond = cfg.SnapshotBytesPerSecond
+	s.pace.perSecond, s.checkPace.perSecond = cfg.SnapshotBytesPerSecond, cfg.CheckBytesPerSecond
 	var err error
 	if s.metrics, err = newMetrics(deps.Registerer, s); err != nil {
 		return nil, fmt.Errorf("consensus: %w", err)

@@ -61,7 +61,7 @@ func (l *loop) successor(g *group) (kv.NodeID, bool) {
 	best, match, found := kv.NoNode, uint64(0), false
 	g.rn.WithProgress(func(id uint64, kind raft.ProgressType, pr tracker.Progress) {
 		if kind != raft.ProgressTypePeer || id == uint64(l.deps.Self) || !pr.RecentActive ||
-			!l.mayLead(kv.NodeID(id)) {
+			!l.mayLead(kv.NodeID(id)) || g.suspects[kv.NodeID(id)] {
 			return
 		}
 		if !found || pr.Match > match || (pr.Match == match && kv.NodeID(id) < best) {

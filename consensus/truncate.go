@@ -138,6 +138,9 @@ func (l *loop) limitsOf(g *group, applied uint64) truncationLimits {
 		applied: applied, tail: g.log.size.before(l.cfg.LogTailBytes), snapshots: math.MaxUint64, match: math.MaxUint64,
 		oversize: g.log.size.bytes() > l.cfg.LogBytesMax,
 	}
+	if q := g.quarantine; q != nil && (q.cancel != nil || q.stage != nil) {
+		t.snapshots = q.least // the state that is being fetched goes on from there
+	}
 	if !g.leads() {
 		return t
 	}

@@ -161,4 +161,8 @@ type GroupStatus struct {
 	// here, since the start of the process.
 	SnapshotsSent     uint64 `json:"snapshots_sent"`
 	SnapshotsReceived uint64 `json:"snapshots_received"`
+	// Quarantine says why the replica's state is not to be trusted; it is empty for one that is.
+	Quarantine string `json:"quarantine,omitempty"`
+	// Check is the last comparison of the replicas' states that this replica took part in. Only the leader knows the others'.
+	Check CheckResult `json:"check"`
 }

@@ -13,6 +13,10 @@ type view struct {
 	id kv.GroupID
 	// leader is the last one that the loop knew; kv.NoNode when it knew none.
 	leader atomic.Uint64
+	// trust counts the beginnings and the ends of quarantines: while it is odd the replica's S is not to be trusted.
+	trust atomic.Uint64
+	// checking is the index of the last entry that asked for a check: whoever hashes an earlier state need not go on.
+	checking atomic.Uint64
 	// pendingBytes is the size of proposals, and barriers the number of barriers, that were not answered yet.
 	pendingBytes atomic.Int64
 	barriers     atomic.Int64

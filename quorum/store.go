@@ -28,7 +28,11 @@ type StoreDeps struct {
 	// It decides how a message of a peer is merged, so that it has to agree with the resolver of the coordinators.
 	KeepsSiblings func(key []byte) bool
 	// Damaged is told of a partition of which a row could not be read. It must not block. Nil: nobody is told.
-	Damaged    func(kv.PartitionID)
+	Damaged func(kv.PartitionID)
+	// Sound reports whether the strong lane's rows of the group may be relied on here, and a generation that changes when
+	// that does; Distrust is told that they could not be read. Nil means that they always may, and that nobody cares.
+	Sound      func(kv.GroupID) (generation uint64, ok bool)
+	Distrust   func(kv.GroupID, error)
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -56,6 +60,12 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 	if deps.Damaged == nil {
 		deps.Damaged = func(kv.PartitionID) {}
 	}
+	if deps.Sound == nil {
+		deps.Sound = func(kv.GroupID) (uint64, bool) { return 0, true }
+	}
+	if deps.Distrust == nil {
+		deps.Distrust = func(kv.GroupID, error) {}
+	}
 	return &Store{
 		cfg: cfg, deps: deps,
 		pending: newPendingKeys(deps.Committer),
@@ -77,9 +87,9 @@ func (s *Store) Read(r ReadRequest) (ReadReply, error) {
 	}
 	// Versions move from the eventual lane's rows to the strong lane's, never back, so that reading in this order
 	// misses none; one iterator over both would cost several times as much.
-	strong, found, err := s.deps.State.Strong(r.Partition.Group(), r.Key)
+	strong, found, err := s.strong(r.Partition, r.Key)
 	if err != nil {
-		return ReadReply{}, unread(err)
+		return ReadReply{}, err
 	}
 	if strong.Expiry != 0 && !strong.Deleted {
 		now, err := s.deps.Clock.Now()
@@ -191,10 +201,25 @@ func (s *Store) open(p kv.PartitionID, key []byte) (*entry, *versions, error) {
 			return e, v, unread(err)
 		}
 	}
-	if v.strong, v.hasStrong, err = s.deps.State.Strong(p.Group(), key); err != nil {
-		return e, v, unread(err)
+	v.strong, v.hasStrong, err = s.strong(p, key)
+	return e, v, err
+}
+
+// strong returns what the strong lane has of the key here, unless that is not to be relied on: then this replica neither
+// answers reads nor accepts writes, which it could not order against what the strong lane holds. It asks before and after,
+// since the replica may be found to be wrong, and even be replaced, while it is read.
+func (s *Store) strong(p kv.PartitionID, key []byte) (storage.Strong, bool, error) {
+	g := p.Group()
+	before, sound := s.deps.Sound(g)
+	row, found, err := s.deps.State.Strong(g, key)
+	if err != nil {
+		s.deps.Distrust(g, err)
+		return row, false, unread(err)
 	}
-	return e, v, nil
+	if after, _ := s.deps.Sound(g); !sound || after != before {
+		return storage.Strong{}, false, kv.Errorf(kv.CodeNotReady, "this replica of partition %d is quarantined and being rebuilt", p)
+	}
+	return row, found, nil
 }
 
 // unread is the error of a replica that could not read its own storage. Nothing was written.

@@ -20,7 +20,7 @@ type backend struct {
 var _ api.Backend = backend{}
 
 // Document implements api.Backend.
-func (b backend) Document(_ context.Context, name string) (any, error) {
+func (b backend) Document(ctx context.Context, name string) (any, error) {
 	switch name {
 	case api.DocStatus:
 		return b.Status(), nil
@@ -42,6 +42,16 @@ func (b backend) Document(_ context.Context, name string) (any, error) {
 			return doc, nil
 		}
 		return nil, nil // there is none, which is no failure
+	}
+	if number, ok := strings.CutPrefix(name, api.DocCheck+"/"); ok {
+		p, err := strconv.ParseUint(number, 10, 16)
+		if err != nil {
+			return nil, kv.Errorf(kv.CodeBadRequest, "%q is no number of a partition", number)
+		}
+		if doc, ok, err := b.CheckPartition(ctx, kv.PartitionID(p)); ok || err != nil {
+			return doc, err
+		}
+		return nil, nil
 	}
 	return nil, fmt.Errorf("no document is called %q", name)
 }

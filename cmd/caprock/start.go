@@ -97,6 +97,7 @@ func nodeConfig(c config.Config) node.Config {
 	out.InitialMembers, out.Partitions, out.Quorum = c.Cluster.InitialMembers, c.Cluster.Partitions, c.Cluster.Quorum()
 	out.RequestTimeout, out.Dev = c.Process.RequestTimeout, c.Process.Dev
 	out.Watermark = node.Watermark{FreeBytes: int64(c.Process.DiskFreeMin), FreePercent: c.Process.DiskFreePercent}
+	out.Consensus.CheckTicks = int(c.Process.CheckInterval / out.Consensus.TickInterval)
 	out.Storage.CacheBytes, out.Storage.MemtableBytes = int64(c.Process.CacheSize), int64(c.Process.MemtableSize())
 	return out
 }

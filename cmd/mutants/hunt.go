@@ -49,6 +49,8 @@ var hunters = map[mutant.Name][]string{
 	mutant.BatchInPart:           {"TestAtomicBatchesAreSeenWholeOrNotAtAllUnderFaults"},
 	mutant.ExpiryUnchecked:       {"TestValuesExpireInTimeUnderFaults"},
 	mutant.FollowerReadsAlone:    {"TestStrongRegistersAreLinearizableUnderFaults", "TestConditionalWritesAreLinearizableUnderFaults"},
+	mutant.StateHashedLate:       {"TestStrongRegistersAreLinearizableUnderFaults"},
+	mutant.QuarantineForgotten:   {"TestAlteredStateIsFoundQuarantinedAndRebuiltUnderLoad"},
 }
 
 // result is how a hunt ended.

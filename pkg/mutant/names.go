@@ -34,6 +34,8 @@ const (
 	TombstoneCollectedEarly Name = "tombstone_collected_early"
 	TreeNotMarked           Name = "tree_not_marked"
 	LateDotAccepted         Name = "late_dot_accepted"
+	StateHashedLate         Name = "state_hashed_late"
+	QuarantineForgotten     Name = "quarantine_forgotten"
 )
 
 // All returns every name, in the order in which they are run.
@@ -45,5 +47,6 @@ func All() []Name {
 		SnapshotNotAtomic, TruncatedTooEarly,
 		NoDedup, SnapshotWithoutDedup, BatchInPart, ExpiryUnchecked, FollowerReadsAlone,
 		TombstoneCollectedEarly, TreeNotMarked, LateDotAccepted,
+		StateHashedLate, QuarantineForgotten,
 	}
 }

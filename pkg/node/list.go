@@ -95,6 +95,7 @@ func mergeLists(parts []kv.Response, limit int) (page []kv.ListItem, more bool) 
 // listHere answers for one partition, which this node leads as far as it knows.
 func (n *Node) listHere(ctx context.Context, rt route) (kv.Response, error) {
 	g := rt.partition.Group()
+	sound, _ := n.strong.Sound(g)
 	if err := n.strong.ReadBarrier(ctx, g); err != nil {
 		return kv.Response{}, err
 	}
@@ -106,9 +107,12 @@ func (n *Node) listHere(ctx context.Context, rt route) (kv.Response, error) {
 		var expired []consensus.Expiring
 		var err error
 		if res.Listed, res.More, expired, err = n.scan(g, rt.request.List); err != nil {
-			return kv.Response{}, err
+			return kv.Response{}, n.vouch(g, sound, err)
 		}
 		if len(expired) == 0 {
+			if err := n.vouch(g, sound, nil); err != nil {
+				return kv.Response{}, err
+			}
 			return res, nil
 		}
 		// As for a single key: the log has to say that they are gone.

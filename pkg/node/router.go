@@ -11,6 +11,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/meta"
 	"github.com/caprockdb/caprock/pkg/mutant"
+	"github.com/caprockdb/caprock/pkg/storage"
 	"github.com/caprockdb/caprock/quorum"
 )
 
@@ -281,7 +282,11 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	case err != nil && mutant.Planted != mutant.LocalReadAsStrong:
 		return kv.Response{}, err
 	}
+	sound, _ := n.strong.Sound(rt.partition.Group())
 	s, found, err := n.engine.State().Strong(rt.partition.Group(), rt.request.Key)
+	if errors.Is(n.vouch(rt.partition.Group(), sound, err), consensus.ErrQuarantined) {
+		return n.handToLeader(ctx, rt)
+	}
 	replicas := n.strongReplicas(rt)
 	if err == nil && s.Expiry != 0 {
 		if replicas[0] != n.id.Node {
@@ -289,6 +294,9 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 			return n.handToLeader(ctx, rt)
 		}
 		s, found, err = n.unexpired(ctx, rt.partition.Group(), rt.request.Key, s)
+		if err == nil {
+			err = n.vouch(rt.partition.Group(), sound, nil)
+		}
 	}
 	if err != nil {
 		return kv.Response{}, err
@@ -324,6 +332,9 @@ var errBehind = errors.New("this replica lags behind its leader")
 // returns errBehind while the leader can still be asked.
 func (n *Node) readBarrier(ctx context.Context, g kv.GroupID) error {
 	leader := n.strong.Leader(g)
+	if _, sound := n.strong.Sound(g); !sound {
+		return errBehind
+	}
 	if leader == n.id.Node || leader == kv.NoNode {
 		return n.strong.ReadBarrier(ctx, g)
 	}
@@ -350,11 +361,25 @@ func (n *Node) strongReplicas(rt route) []kv.NodeID {
 	return []kv.NodeID{leader, n.id.Node}
 }
 
+// vouch returns why what was read of S must not be answered with: it could not be read, or the replica was found to be
+// wrong since the generation was asked for. Either has the replica rebuilt, and the request may be offered again.
+func (n *Node) vouch(g kv.GroupID, generation uint64, err error) error {
+	if st, _ := n.strong.Status(g); errors.Is(err, storage.ErrCorruption) && len(st.Voters) > 1 {
+		n.strong.Distrust(g, err)
+		return kv.Errorf(kv.CodeNotReady, "%w: %w", consensus.ErrQuarantined, err)
+	}
+	if now, ok := n.strong.Sound(g); err == nil && (!ok || now != generation) {
+		err = kv.Errorf(kv.CodeNotReady, "%w", consensus.ErrQuarantined)
+	}
+	return err
+}
+
 // routeEventual coordinates here when this node is a replica of the key, else at one that is: one hop. A node whose
 // hybrid clock is far ahead of its wall clock, because the latter was wrong and has been set right, leaves writes to
 // another replica: what it stamped, the others would refuse.
 func (n *Node) routeEventual(ctx context.Context, rt route) (kv.Response, error) {
-	owner := slices.Contains(rt.owners, n.id.Node)
+	_, sound := n.strong.Sound(rt.partition.Group())
+	owner := slices.Contains(rt.owners, n.id.Node) && sound
 	fast := rt.request.Op.IsWrite() && rt.request.Hops == 0 && n.clock.Lead() > n.cfg.Clock.MaxOffset &&
 		n.pickOwner(rt.owners, 0) != kv.NoNode
 	if owner && !fast {

@@ -85,6 +85,25 @@ type PartitionDocument struct {
 	SnapshotsReceived uint64 `json:"snapshots_received,omitempty"`
 	// Repair is that of the eventual lane; absent where there is no local replica.
 	Repair *RepairDocument `json:"repair,omitempty"`
+	// Quarantine says why the local replica is not to be trusted and being rebuilt; it is empty for one that is sound.
+	Quarantine string `json:"quarantine,omitempty"`
+	// Check is the last comparison of the replicas that this node led; nil when there was none.
+	Check *CheckDocument `json:"check,omitempty"`
+}
+
+// CheckDocument is POST /admin/partitions/{id}/check: whether the partition's replicas hold the same state of the strong lane.
+type CheckDocument struct {
+	Partition kv.PartitionID `json:"partition"`
+	// Index is the entry at which the replicas were compared.
+	Index uint64 `json:"index"`
+	// Done is false when not all was known in time.
+	Done bool `json:"done"`
+	// Agree hold what a majority holds, Differ something else, and are quarantined and rebuilt. Split lists the replicas that
+	// were compared when no majority agrees, so that nobody can say who is right. Of Silent nothing is known.
+	Agree  []string `json:"agree"`
+	Differ []string `json:"differ"`
+	Split  []string `json:"split"`
+	Silent []string `json:"silent"`
 }
 
 // StatsDocument is GET /api/stats: the sums, and each group.
@@ -97,10 +116,14 @@ type StatsDocument struct {
 	Lag     uint64 `json:"lag"`
 	Leads   int    `json:"leads"` // the number of groups that this node leads
 	// LogBytes is the size of the logs of all groups, SnapshotsSent and SnapshotsReceived the number of snapshots.
-	LogBytes          uint64              `json:"log_bytes"`
-	SnapshotsSent     uint64              `json:"snapshots_sent"`
-	SnapshotsReceived uint64              `json:"snapshots_received"`
-	Groups            []PartitionDocument `json:"groups"`
+	LogBytes          uint64 `json:"log_bytes"`
+	SnapshotsSent     uint64 `json:"snapshots_sent"`
+	SnapshotsReceived uint64 `json:"snapshots_received"`
+	// Quarantined is the number of replicas on this node that are not to be trusted and being rebuilt, Violations that of the
+	// consistency violations which checks led by this node have found since it started.
+	Quarantined int                 `json:"quarantined"`
+	Violations  uint64              `json:"consistency_violations"`
+	Groups      []PartitionDocument `json:"groups"`
 }
 
 // Status describes the node and the cluster as this node sees it.
@@ -192,11 +215,46 @@ func (n *Node) fillGroup(doc *PartitionDocument, gs consensus.GroupStatus) {
 	doc.Lag = gs.Commit - min(gs.Commit, gs.Applied)
 	doc.FirstIndex, doc.LastIndex, doc.LogBytes = gs.FirstIndex, gs.LastIndex, gs.LogBytes
 	doc.SnapshotsSent, doc.SnapshotsReceived = gs.SnapshotsSent, gs.SnapshotsReceived
+	doc.Quarantine = gs.Quarantine
+	if gs.Check.Index > 0 && gs.Leader == n.id.Node {
+		check := n.checkDocument(doc.Partition, gs.Check)
+		doc.Check = &check
+	}
+}
+
+func (n *Node) checkDocument(p kv.PartitionID, r consensus.CheckResult) CheckDocument {
+	return CheckDocument{
+		Partition: p, Index: r.Index, Done: r.Done,
+		Agree: n.names(r.Agree), Differ: n.names(r.Differ), Split: n.names(r.Split), Silent: n.names(r.Silent),
+	}
+}
+
+// CheckPartition has the replicas of a partition compare their state and says what came of it by the time ctx ends; false
+// when there is no such partition, an error when the check could not begin.
+func (n *Node) CheckPartition(ctx context.Context, p kv.PartitionID) (CheckDocument, bool, error) {
+	m := &n.machine.State().Map
+	if int(p) >= len(m.Partitions) {
+		return CheckDocument{}, false, nil
+	}
+	if !n.gate.enter() {
+		return CheckDocument{}, true, kv.Errorf(kv.CodeNotReady, "node %s is stopping", n.cfg.Name)
+	}
+	defer n.gate.leave()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(n.gate.closing, cancel)
+	defer stop()
+	if !m.Owns(p, n.id.Node) {
+		return CheckDocument{}, true, kv.Errorf(kv.CodeNotReady, "node %s holds no replica of partition %d; ask one of %v",
+			n.cfg.Name, p, n.names(m.Owners(p)))
+	}
+	result, err := n.strong.Check(ctx, p.Group())
+	return n.checkDocument(p, result), true, err
 }
 
 // Stats sums up this node's groups.
 func (n *Node) Stats() StatsDocument {
-	doc := StatsDocument{State: "follower", Leader: n.leaderName(n.strong.Leader(kv.MetaGroup)), Groups: n.Partitions()}
+	doc := StatsDocument{Violations: n.strong.Violations(), State: "follower", Leader: n.leaderName(n.strong.Leader(kv.MetaGroup)), Groups: n.Partitions()}
 	for _, g := range doc.Groups {
 		if g.Leader == n.cfg.Name {
 			doc.State = "leader"
@@ -209,6 +267,9 @@ func (n *Node) Stats() StatsDocument {
 		doc.LogBytes += g.LogBytes
 		doc.SnapshotsSent += g.SnapshotsSent
 		doc.SnapshotsReceived += g.SnapshotsReceived
+		if g.Quarantine != "" {
+			doc.Quarantined++
+		}
 	}
 	return doc
 }

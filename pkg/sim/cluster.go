@@ -36,6 +36,9 @@ type Options struct {
 // dataDir is where each node keeps its data on its own disk.
 const dataDir = "data"
 
+// checkTicks is how often replicas compare their states: far more often than any real cluster would.
+const checkTicks = 40
+
 // storageConfig is small enough to have many of.
 func storageConfig() storage.Config {
 	cfg := storage.DefaultConfig()
@@ -155,6 +158,7 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 	cfg.GossipBind = gossipAddr(i)
 	cfg.Advertise = node.Addresses{HTTP: in.name + ":http", GRPC: in.name + ":grpc", Gossip: gossipAddr(i)}
 	cfg.Storage = storageConfig()
+	cfg.Consensus.CheckTicks = checkTicks
 	for j := range c.nodes {
 		cfg.Join = append(cfg.Join, gossipAddr(j))
 	}

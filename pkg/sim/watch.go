@@ -25,7 +25,7 @@ const violationsMax = 20
 //   - two entries of one position are the same entry, and follow the same one;
 //   - what a node acknowledged, a vote, an append or an eventual write, is on its disk when the power goes;
 //   - a dot stands for one write;
-//   - replicas that have applied the same entries hold the same state.
+//   - replicas that have applied the same entries hold the same state, and the nodes' own checks do not say otherwise.
 type watcher struct {
 	began time.Time
 	// onPromise, if set, is called after a node sent an acknowledgement of something that had to be durable.
@@ -41,6 +41,8 @@ type watcher struct {
 	eventual   map[kv.NodeID]map[causal.Dot]eventualWrite
 	states     map[stateID]uint64
 	applied    map[kv.GroupID]uint64 // the highest entry that a client was told is applied
+	altered    kv.NodeID             // the node whose state a test has altered, whose difference is no violation
+	tolerated  int                   // how often that has begun or ended
 	counts     watchCounts
 }
 

@@ -6,11 +6,11 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/node"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -150,6 +150,7 @@ func (c *Cluster) compareStates(stop <-chan struct{}) {
 		}
 		for _, in := range c.nodes {
 			if l := in.life.Load(); l != nil {
+				c.watch.checked(in.id, l.node.Stats())
 				// A node that has stopped meanwhile, or whose disk fails, has no state to compare.
 				_ = l.node.Inspect(func(e *storage.Engine) error { return c.watch.nodeStates(in.id, e) })
 			}
@@ -165,6 +166,10 @@ func (w *watcher) nodeStates(node kv.NodeID, e *storage.Engine) error {
 	}
 	for _, g := range groups {
 		applied, sum, err := stateSum(e, g)
+		// A replica in quarantine counts entries as applied and does not apply them.
+		if _, isolated, _ := e.Log().Quarantine(g); isolated {
+			continue
+		}
 		switch {
 		case errors.Is(err, storage.ErrSnapshotLost) || errors.Is(err, storage.ErrNotFound):
 			// The group's rows are just being replaced.
@@ -182,6 +187,7 @@ func (w *watcher) state(node kv.NodeID, at stateID, sum uint64) {
 	defer w.mu.Unlock()
 	other, known := w.states[at]
 	switch {
+	case node == w.altered:
 	case !known:
 		w.states[at] = sum
 	case other != sum:
@@ -191,8 +197,25 @@ func (w *watcher) state(node kv.NodeID, at stateID, sum uint64) {
 	}
 }
 
+// alter tolerates, from now on, that the node's state differs; NoNode ends that.
+func (w *watcher) alter(node kv.NodeID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.altered = node
+	w.tolerated++
+}
+
+// checked looks at what the node's own checks have found. Once a state has been altered they have something to find.
+func (w *watcher) checked(id kv.NodeID, stats node.StatsDocument) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.altered == kv.NoNode && w.tolerated == 0 && stats.Violations > 0 {
+		w.violate("n%d's checks found %d differences where there are none", id, stats.Violations)
+	}
+}
+
 // stateSum is a hash of all that a group's machine has made of its log: what a snapshot holds, keys, remembered operations
-// and expiries alike.
+// and expiries alike. It is the one by which replicas compare themselves.
 func stateSum(e *storage.Engine, g kv.GroupID) (applied, sum uint64, err error) {
 	const bytesMax = 1 << 20
 	snapshot, err := e.SnapshotGroup(g)
@@ -200,15 +223,6 @@ func stateSum(e *storage.Engine, g kv.GroupID) (applied, sum uint64, err error) 
 		return 0, 0, err
 	}
 	defer snapshot.Close()
-	h := xxhash.New()
-	var rows, next []byte
-	for {
-		if rows, next, err = snapshot.AppendRows(rows[:0], next, bytesMax); err != nil {
-			return 0, 0, err
-		}
-		_, _ = h.Write(rows) // a hash takes everything
-		if next == nil {
-			return snapshot.Applied().Index, h.Sum64(), nil
-		}
-	}
+	at, sum, err := snapshot.Sum(bytesMax, func(int) error { return nil })
+	return at.Index, sum, err
 }

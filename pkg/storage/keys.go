@@ -15,6 +15,7 @@ import (
 //	01 <group u32> 01          hard state
 //	               02          truncated position
 //	               03 <index>  log entry
+//	               04          quarantine: why what follows is not to be trusted
 //	               10          applied position and configuration
 //	               11 <op id>  reply of an operation already applied (dedup)
 //	               20 <key>    S: the strong lane's state; in group 0 the metadata state machine's rows
@@ -43,10 +44,12 @@ const (
 	groupHardState byte = 0x01
 	groupTruncated byte = 0x02
 	groupEntry     byte = 0x03
-	groupApplied   byte = 0x10
-	groupDedup     byte = 0x11
-	groupState     byte = 0x20
-	groupExpiry    byte = 0x21
+	// groupQuarantine lies next to what it is about, so that one excise takes both away.
+	groupQuarantine byte = 0x04
+	groupApplied    byte = 0x10
+	groupDedup      byte = 0x11
+	groupState      byte = 0x20
+	groupExpiry     byte = 0x21
 )
 
 // What a row of a partition's tree holds, the byte after the partition's number.
@@ -191,6 +194,8 @@ func groupKeyspace(kind byte) string {
 		return "truncated"
 	case groupEntry:
 		return "log_entry"
+	case groupQuarantine:
+		return "quarantine"
 	case groupApplied:
 		return "applied"
 	case groupDedup:
