@@ -81,6 +81,9 @@ func TestReplicaInQuarantineLeadsWhenNobodyElseCanAndHandsOverItsLog(t *testing.
 		c.alter(victim, value(3), "not what was written")
 		c.pace(20)
 		require.Equal(t, []kv.NodeID{victim}, c.check(leader).Differ)
+		for start := time.Now(); c.status(victim).Quarantine == ""; time.Sleep(time.Millisecond) {
+			require.Less(t, time.Since(start), 10*time.Second)
+		}
 		require.NoError(t, c.stop(behind))
 		c.overwrite(3, 20)
 		require.NotEmpty(t, c.status(victim).Quarantine)
