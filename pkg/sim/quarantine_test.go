@@ -90,6 +90,7 @@ func TestAlteredStateIsFoundQuarantinedAndRebuiltUnderLoad(t *testing.T) {
 				require.NoError(t, err)
 				for round := range 2 {
 					victim := rng.IntN(3)
+					time.Sleep(time.Second) // whoever applies the key later would undo what is altered here
 					c.watch.alter(kv.NodeID(victim + 1))
 					p := alterState(t, c, victim, "the-key")
 					loading, stop := context.WithCancel(ctx)
