@@ -45,6 +45,9 @@ type Config struct {
 	NodePendingBytesMax  int64
 	// PressureMax is the share of storage's nearest stall threshold from which on writes are refused. Default 0.7.
 	PressureMax float64
+	// HoldPressure is the share of storage's stall thresholds from which on a replica takes no entries from its leaders either.
+	// Default 0.85. It lies above PressureMax, so that leaders refuse writes first.
+	HoldPressure float64
 	// BarriersMax bounds the read barriers of one group that have not been answered yet. Default 16384.
 	BarriersMax int
 	// BarrierRoundsMax bounds the confirmation rounds that one group has in flight. Default 4. Barriers that arrive
@@ -135,6 +138,7 @@ func DefaultConfig() Config {
 		GroupPendingBytesMax:   4 << 20,
 		NodePendingBytesMax:    64 << 20,
 		PressureMax:            0.7,
+		HoldPressure:           0.85,
 		BarriersMax:            16384,
 		BarrierRoundsMax:       4,
 		InboxBytesMax:          64 << 20,
@@ -186,6 +190,7 @@ func (c Config) Validate() error {
 	positive("command bytes", float64(c.CommandBytesMax))
 	positive("pending bytes of a group", float64(c.GroupPendingBytesMax))
 	positive("pressure", c.PressureMax)
+	positive("hold pressure", c.HoldPressure)
 	positive("barriers", float64(c.BarriersMax))
 	positive("barrier rounds", float64(c.BarrierRoundsMax))
 	positive("inbox bytes", float64(c.InboxBytesMax))

@@ -38,6 +38,9 @@ type loop struct {
 	sequence uint64 // of the last entry proposed
 	rounds   uint64 // of the last read round, over all groups
 
+	// appends are messages that wait until storage is not busy; the spare is memory for the next of them.
+	appends, spareAppends []inbound
+	appendBytes           int
 	// fills are eventual writes that no batch has taken yet.
 	fills []fill
 	// syncing are the batches on their way to the disk, oldest first. Their numbers rise by one.
@@ -91,6 +94,7 @@ func (s *Store) Run(ctx context.Context) error {
 	hashings := make(chan hashing, checksWaitingMax)
 	l.hashings = hashings
 	l.running.Go(func() { s.hashStates(background, hashings) })
+	l.running.Go(func() { s.gauge(background) })
 	l.run(ctx)
 	cancel()
 	left := s.inbox.close()
@@ -251,9 +255,26 @@ func (l *loop) end(left mail) {
 	}
 }
 
-// stepMessages hands what peers sent to their groups.
+// stepMessages hands what peers sent to their groups. Appends of something wait while storage is busy, so that one batch and
+// one sync serve those of all leaders that came meanwhile, and a disk that hangs has nothing to hold this loop up with. To Raft
+// they are late; nothing else of their groups waits with them.
 func (l *loop) stepMessages() {
-	for _, in := range l.mail.messages {
+	if len(l.appends) > 0 && !l.crowded() {
+		held := l.appends
+		l.appends, l.appendBytes = l.spareAppends[:0], 0
+		l.step(held)
+		clear(held)
+		l.spareAppends = held
+	}
+	l.step(l.mail.messages)
+}
+
+func (l *loop) step(messages []inbound) {
+	for _, in := range messages {
+		if in.msg.GetType() == pb.MsgApp && len(in.msg.GetEntries()) > 0 && l.crowded() {
+			l.hold(in)
+			continue
+		}
 		g := l.groups[in.group]
 		switch {
 		case g == nil:
@@ -268,6 +289,17 @@ func (l *loop) stepMessages() {
 			l.check(g, g.step(in.msg))
 		}
 	}
+}
+
+// hold keeps an append until storage takes it. A leader whose appends stay unanswered sends no more than Raft lets be in
+// flight; what comes again and again, because leaders change, is dropped beyond the inbox's limit.
+func (l *loop) hold(in inbound) {
+	if l.appendBytes+in.bytes > l.cfg.InboxBytesMax {
+		l.metrics.dropped.WithLabelValues(dropHeld).Inc()
+		return
+	}
+	l.appendBytes += in.bytes
+	l.appends = append(l.appends, in)
 }
 
 // tick advances every group's logical clock by one.

@@ -12,6 +12,7 @@ const (
 	dropBadFrame     = "bad_frame"
 	dropUnknownGroup = "unknown_group"
 	dropStopped      = "stopped"
+	dropHeld         = "held"
 	dropRefused      = "refused"
 )
 

@@ -1,7 +1,9 @@
 package consensus
 
 import (
+	"context"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -98,8 +100,25 @@ func (l *loop) completeSyncs(durable uint64, err error) {
 	l.stepLocal()
 }
 
-// crowded reports whether enough batches are on their way to the disk. What can wait then does, until one is there.
-func (l *loop) crowded() bool { return len(l.syncing) >= l.cfg.SyncsAheadMax }
+// crowded reports whether storage has enough to do: batches are on their way to the disk, or Pebble is about to make writers
+// wait, and this loop must never be one of those. What can wait then does, until a sync has completed or a tick finds room.
+func (l *loop) crowded() bool {
+	return len(l.syncing) >= l.cfg.SyncsAheadMax || math.Float64frombits(l.pressure.Load()) >= l.cfg.HoldPressure
+}
+
+// gauge looks at storage's pressure until ctx is done. The loop does not look itself: that may take one of Pebble's mutexes.
+func (s *Store) gauge(ctx context.Context) {
+	tick := time.NewTicker(s.cfg.TickInterval)
+	defer tick.Stop()
+	for {
+		s.pressure.Store(math.Float64bits(s.deps.Engine.Pressure()))
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
 
 // persist puts what all groups and the eventual lane have to write into one batch and starts its sync.
 func (l *loop) persist() {

@@ -123,7 +123,12 @@ func TestLogsStayShortUnderOverwrites(t *testing.T) {
 	})
 }
 
-func TestDiskUseIsBoundedUnderOverwrites(t *testing.T) {
+func TestDiskUseIsBoundedUnderOverwrites(t *testing.T) { diskUseIsBounded(t, false) }
+
+// A follower that is gone for long keeps no log: it needs a snapshot anyway.
+func TestDiskUseIsBoundedWhileAFollowerIsDead(t *testing.T) { diskUseIsBounded(t, true) }
+
+func diskUseIsBounded(t *testing.T, dead bool) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3, time.Millisecond)
 		tinyLogs(&c.cfg)
@@ -132,6 +137,11 @@ func TestDiskUseIsBoundedUnderOverwrites(t *testing.T) {
 		c.startAll()
 		c.bootstrap(1)
 		n, _ := c.awaitLeader(1, 5*time.Second)
+		away := kv.NoNode
+		if dead {
+			away = c.follower()
+			require.NoError(t, c.stop(away))
+		}
 		const writers, writes, valueBytes = 16, 500, 1 << 10
 		var wg sync.WaitGroup
 		for w := range writers {
@@ -147,8 +157,18 @@ func TestDiskUseIsBoundedUnderOverwrites(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		// Truncation goes by ticks, and all of that took no time.
+		for i := range 10 {
+			time.Sleep(150 * time.Millisecond)
+			_, err := n.store.Put(context.Background(), 0, WriteOp{Key: fmt.Append(nil, i)})
+			require.NoError(t, err)
+		}
 		time.Sleep(5 * time.Second) // compactions end
 		for _, id := range c.ids {
+			if id == away {
+				continue
+			}
+			require.LessOrEqual(t, c.status(id).LogBytes, 2*c.cfg.LogBytesMax, "the log of node %d", id)
 			size := int64(0)
 			fs := c.nodes[id].fs
 			names, err := fs.List("data")

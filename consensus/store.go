@@ -36,6 +36,9 @@ type Store struct {
 	fillsQueued  atomic.Int64
 	fillBytes    atomic.Int64
 
+	// pressure is storage's, as bits of a float64; at most a tick old.
+	pressure atomic.Uint64
+
 	ops     sync.Pool // *op
 	started atomic.Bool
 	// ended is closed when Run returns.
