@@ -64,6 +64,9 @@ type Process struct {
 	MemoryLimit Size
 	// RequestTimeout is the deadline of a request that brings none.
 	RequestTimeout time.Duration
+	// ReadSamplePercent is the share of eventual and local reads that ask all replicas, so that staleness is measured. 0 to
+	// 100; each such read costs n requests.
+	ReadSamplePercent int
 	// DiskFreeMin and DiskFreePercent are the watermark of the disk: with less free space than the smaller of them the
 	// node refuses writes. Either at 0: no watermark, and a full disk stops the node.
 	DiskFreeMin     Size
@@ -119,8 +122,8 @@ func Default() Config {
 		Process: Process{
 			CacheSize:      cacheSizeDefault,
 			MemoryLimit:    memoryLimitDefault,
-			RequestTimeout: kv.RequestTimeout,
-			DiskFreeMin:    GiB, DiskFreePercent: 5,
+			RequestTimeout: kv.RequestTimeout, ReadSamplePercent: 10,
+			DiskFreeMin: GiB, DiskFreePercent: 5,
 			CheckInterval: 10 * time.Minute,
 		},
 		Log: Log{Format: "text", Level: slog.LevelInfo},

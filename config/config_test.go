@@ -63,7 +63,7 @@ func TestEverySettingWorksFromEverySource(t *testing.T) {
 		"resp": "127.0.0.1:1004", "advertise-host": "db.example", "join": "127.0.0.1:1003,10.0.0.2:7001",
 		"initial-members": "a,b,c,d,e", "partitions": "7", "n": "5", "r": "1", "w": "5", "zone": "z1", "dc": "d1",
 		"cache-size": "64MiB", "memory-limit": "2GiB", "request-timeout": "7s", "log-format": "json", "log-level": "warn", "dev": "true",
-		"disk-free-min": "3GiB", "disk-free-percent": "9", "check-interval": "90s",
+		"disk-free-min": "3GiB", "disk-free-percent": "9", "check-interval": "90s", "read-sample-percent": "25",
 	}
 	want := Config{
 		Node: Node{Name: "b", DataDir: "/data", Zone: "z1", DC: "d1"},
@@ -75,8 +75,11 @@ func TestEverySettingWorksFromEverySource(t *testing.T) {
 			InitialMembers: []string{"a", "b", "c", "d", "e"},
 			Partitions:     7, N: 5, R: 1, W: 5,
 		},
-		Process: Process{CacheSize: 64 * MiB, MemoryLimit: 2 * GiB, RequestTimeout: 7 * time.Second, DiskFreeMin: 3 * GiB, DiskFreePercent: 9, CheckInterval: 90 * time.Second, Dev: true},
-		Log:     Log{Format: "json", Level: slog.LevelWarn},
+		Process: Process{
+			CacheSize: 64 * MiB, MemoryLimit: 2 * GiB, RequestTimeout: 7 * time.Second, ReadSamplePercent: 25,
+			DiskFreeMin: 3 * GiB, DiskFreePercent: 9, CheckInterval: 90 * time.Second, Dev: true,
+		},
+		Log: Log{Format: "json", Level: slog.LevelWarn},
 	}
 	var args, environ []string
 	var file strings.Builder
@@ -191,6 +194,7 @@ func TestNonsenseIsOneLineThatSaysWhatToDo(t *testing.T) {
 		{name: "tiny memory limit", args: []string{"--memory-limit=1MiB"}, want: []string{"memory-limit is 1MiB", "0 for none"}},
 		{name: "cache above the memory", args: []string{"--cache-size=1GiB"}, want: []string{"more than half of memory-limit"}},
 		{name: "half the disk", args: []string{"--disk-free-percent=51"}, want: []string{"disk-free-percent is 51", "0 to 50"}},
+		{name: "sample above all", args: []string{"--read-sample-percent=101"}, want: []string{"read-sample-percent is 101", "0 to 100"}},
 		{name: "negative share of the disk", args: []string{"--disk-free-percent=-1"}, want: []string{"disk-free-percent is -1"}},
 		{name: "checks without a pause", args: []string{"--check-interval=1ms"}, want: []string{"check-interval is 1ms", "at least 1s"}},
 		{name: "no time", args: []string{"--request-timeout=0s"}, want: []string{"request-timeout is 0s"}},

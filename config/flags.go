@@ -44,6 +44,8 @@ func bind(fs *pflag.FlagSet, c *Config) {
 	fs.Var(&p.CacheSize, "cache-size", "storage block cache, part of --memory-limit")
 	fs.Var(&p.MemoryLimit, "memory-limit", "memory that the garbage collector tries to stay under; 0 for no limit")
 	fs.DurationVar(&p.RequestTimeout, "request-timeout", p.RequestTimeout, "deadline of a request that brings none")
+	fs.IntVar(&p.ReadSamplePercent, "read-sample-percent", p.ReadSamplePercent,
+		"`percentage` of eventual and local reads that ask all replicas, to measure staleness")
 	fs.Var(&p.DiskFreeMin, "disk-free-min", "free disk space below which writes are refused; 0 to switch that off")
 	fs.IntVar(&p.DiskFreePercent, "disk-free-percent", p.DiskFreePercent,
 		"the same as a `percentage` of the disk; the smaller of the two counts")

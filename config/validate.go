@@ -175,6 +175,8 @@ func (c Config) validateProcess() error {
 		return fmt.Errorf("disk-free-percent is %d: choose 0 to %d", p.DiskFreePercent, diskFreePercentMax)
 	case p.CheckInterval != 0 && p.CheckInterval < checkIntervalMin:
 		return fmt.Errorf("check-interval is %v: choose at least %v, or 0 for none", p.CheckInterval, checkIntervalMin)
+	case p.ReadSamplePercent < 0 || p.ReadSamplePercent > 100:
+		return fmt.Errorf("read-sample-percent is %d: choose 0 to 100", p.ReadSamplePercent)
 	case c.Log.Format != "text" && c.Log.Format != "json":
 		return fmt.Errorf("log-format is %q: choose text or json", c.Log.Format)
 	}

@@ -81,6 +81,8 @@ func (c *calls) outstanding() int {
 type callContext struct {
 	context.Context
 	deadline time.Time
+	// made is when the calls were made.
+	made time.Time
 }
 
 // Deadline returns when the call's answer stops being of use.

@@ -31,6 +31,8 @@ type cluster struct {
 	// past holds the nodes that lost power.
 	past  []*testNode
 	keeps bool
+	// repair is the mode of all requests.
+	repair RepairMode
 	// carried counts the messages under way.
 	carried sync.WaitGroup
 }
@@ -157,7 +159,9 @@ func (n *testNode) start() {
 		KeepsSiblings: func([]byte) bool { return n.c.keeps },
 	})
 	require.NoError(t, err)
-	n.coord, err = NewCoordinator(DefaultConfig(), Deps{
+	cfg := DefaultConfig()
+	cfg.ReadSample = 0 // a test that wants samples says so
+	n.coord, err = NewCoordinator(cfg, Deps{
 		Self: n.id, Store: n.store, Replicas: wires{n.c, n}, Clock: n.clock, Logger: log, Registerer: n.reg,
 		Alive: func(id kv.NodeID) bool { return !n.c.node(id).dead.Load() },
 	})
@@ -231,7 +235,7 @@ func (c *cluster) do(at kv.NodeID, timeout time.Duration, r *kv.Request, q kv.Qu
 	q, err := q.Resolve(kv.Quorum{N: len(c.nodes), R: 2, W: 2}, len(c.nodes))
 	require.NoError(c.t, err)
 	return c.node(at).coord.Do(ctx, Call{
-		Request: r, Partition: 3, Epoch: 1, Owners: c.owners(), Quorum: q, Resolver: c.resolver(),
+		Request: r, Partition: 3, Epoch: 1, Owners: c.owners(), Quorum: q, Resolver: c.resolver(), Repair: c.repair,
 	})
 }
 

@@ -16,6 +16,9 @@ type Config struct {
 	// was refused somewhere waits for the others before it is stamped anew. Default 20 ms. Below the peers' usual
 	// latency every read costs n requests.
 	HedgeDelay time.Duration
+	// ReadSample is the share of reads, 0 to 1, that ask all n replicas, so that staleness is measured and replicas that
+	// are rarely asked are repaired. Default 0.1. Each such read costs n requests.
+	ReadSample float64
 	// RequestTimeout is the deadline of a request that came without one. Default 5 s.
 	RequestTimeout time.Duration
 	// ReplicaTimeout is how long a replica may take to acknowledge, also after the request was answered. Default 5 s.
@@ -37,6 +40,7 @@ func DefaultConfig() Config {
 		SiblingsMax:        64,
 		AttemptsMax:        3,
 		HedgeDelay:         20 * time.Millisecond,
+		ReadSample:         0.1,
 		RequestTimeout:     5 * time.Second,
 		ReplicaTimeout:     5 * time.Second,
 		CallsPerReplicaMax: 16384,
@@ -72,6 +76,9 @@ func (c Config) Validate() error {
 		if d.value <= 0 {
 			return fmt.Errorf("quorum: %s is %v; it is above 0", d.name, d.value)
 		}
+	}
+	if !(c.ReadSample >= 0 && c.ReadSample <= 1) {
+		return fmt.Errorf("quorum: the read sample is %v; it is a share from 0 to 1", c.ReadSample)
 	}
 	return nil
 }

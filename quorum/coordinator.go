@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,11 @@ type Deps struct {
 	Clock    *causal.Clock
 	// Alive says what gossip believes of a node. It is cheap, and it is only a hint: a request that could still succeed
 	// is tried.
-	Alive      func(kv.NodeID) bool
+	Alive func(kv.NodeID) bool
+	// Distance says how far a node is, 0 being nearest; nil: all are equally far. It is cheap.
+	Distance func(kv.NodeID) int
+	// Seed tells the samples of different coordinators apart.
+	Seed       uint64
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -39,6 +44,7 @@ type Call struct {
 	// Quorum is resolved: 1 <= R, W <= N <= len(Owners). At level local it is not used.
 	Quorum   kv.Quorum
 	Resolver Resolver
+	Repair   RepairMode
 }
 
 // Coordinator serves requests of the levels eventual and local on behalf of a partition that this node replicates. It
@@ -48,6 +54,9 @@ type Coordinator struct {
 	deps    Deps
 	calls   *calls
 	metrics *coordinatorMetrics
+	// reads and writes pick what is measured.
+	reads, writes *sampler
+	latencies     *latencies
 	// repairing counts the read repairs under way.
 	repairing atomic.Int64
 	// life is done once Run has been told to stop; it ends the calls that are still out.
@@ -64,7 +73,11 @@ func NewCoordinator(cfg Config, deps Deps) (*Coordinator, error) {
 		deps.Logger == nil || deps.Registerer == nil {
 		return nil, errors.New("quorum: a coordinator needs Self, Store, Replicas, Clock, Alive, Logger and Registerer")
 	}
-	c := &Coordinator{cfg: cfg, deps: deps, calls: newCalls(cfg.CallsPerReplicaMax)}
+	if deps.Distance == nil {
+		deps.Distance = func(kv.NodeID) int { return 0 }
+	}
+	c := &Coordinator{cfg: cfg, deps: deps, calls: newCalls(cfg.CallsPerReplicaMax), latencies: newLatencies()}
+	c.reads, c.writes = newSampler(cfg.ReadSample, deps.Seed), newSampler(cfg.ReadSample, ^deps.Seed)
 	c.life, c.end = context.WithCancel(context.Background())
 	c.metrics = newCoordinatorMetrics(deps.Registerer, func() float64 { return float64(c.calls.outstanding()) })
 	return c, nil
@@ -131,8 +144,9 @@ func (c *Coordinator) do(ctx context.Context, call *Call) (kv.Response, error) {
 }
 
 // participants returns the n replicas that take part in the call, and how many of them are believed alive: this node
-// first, then those alive, then the others. Who takes part is decided by preference alone, never by who is alive. Among
-// the others the order goes round from this node's own place, so that coordinators do not all read from the same one.
+// first, then those alive, the nearest first, then the others. Who takes part is decided by preference alone, never by
+// who is alive. Among those equally near the order goes round from this node's own place, so that coordinators do not
+// all read from the same one.
 func (c *Coordinator) participants(call *Call) (nodes []kv.NodeID, alive int) {
 	n := call.Quorum.N
 	own := slices.Index(call.Owners, c.deps.Self)
@@ -143,6 +157,7 @@ func (c *Coordinator) participants(call *Call) (nodes []kv.NodeID, alive int) {
 	nodes = make([]kv.NodeID, 0, n)
 	nodes = append(nodes, c.deps.Self)
 	for _, wantAlive := range [...]bool{true, false} {
+		begin := len(nodes)
 		for i := range len(call.Owners) {
 			at := (own + 1 + i) % len(call.Owners)
 			if at < last && at != own && c.deps.Alive(call.Owners[at]) == wantAlive {
@@ -151,9 +166,17 @@ func (c *Coordinator) participants(call *Call) (nodes []kv.NodeID, alive int) {
 		}
 		if wantAlive {
 			alive = len(nodes)
+			if !call.Request.Op.IsWrite() && alive-begin > 1 {
+				slices.SortStableFunc(nodes[begin:], c.nearer)
+			}
 		}
 	}
 	return nodes, alive
+}
+
+// nearer orders nodes by distance, and those at the same distance by how long they took to answer lately.
+func (c *Coordinator) nearer(a, b kv.NodeID) int {
+	return cmp.Or(cmp.Compare(c.deps.Distance(a), c.deps.Distance(b)), cmp.Compare(c.latencies.class(a), c.latencies.class(b)))
 }
 
 // callGrace is how much longer than the request a call lives at least, so that a request whose time is up says so
@@ -163,11 +186,12 @@ const callGrace = 100 * time.Millisecond
 // callContext returns the context of the calls made for a request: they have at least ReplicaTimeout, because a replica
 // that is late is brought up to date all the same.
 func (c *Coordinator) callContext(ctx context.Context) callContext {
-	until := time.Now().Add(c.cfg.ReplicaTimeout)
+	now := time.Now()
+	until := now.Add(c.cfg.ReplicaTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Add(callGrace).After(until) {
 		until = d.Add(callGrace)
 	}
-	return callContext{Context: c.life, deadline: until}
+	return callContext{Context: c.life, deadline: until, made: now}
 }
 
 // errNotCalled is the failure of a call that was not made.

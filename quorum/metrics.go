@@ -61,6 +61,41 @@ type coordinatorMetrics struct {
 	lateFailures   prometheus.Counter
 	callsDropped   prometheus.Counter
 	outstanding    prometheus.GaugeFunc
+	samplesPartial prometheus.Counter
+	// By level.
+	sampled, stale [kv.LevelLocal + 1]prometheus.Counter
+	staleness, lag [kv.LevelLocal + 1]prometheus.Observer
+}
+
+// lagBuckets reach from what a round trip takes to what a replica that was away for a while does, in seconds.
+var lagBuckets = prometheus.ExponentialBuckets(0.0005, 4, 12)
+
+// registerStaleness makes what sampled requests are measured by.
+func (m *coordinatorMetrics) registerStaleness(reg prometheus.Registerer) {
+	labels := []string{"consistency_level"}
+	sampled := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_sampled_reads_total", Help: "Reads that asked all replicas and whose answer was compared with what all of them held.",
+	}, labels)
+	stale := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_stale_reads_total", Help: "Sampled reads whose answer lacked a version that was written before the read began.",
+	}, labels)
+	staleness := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "kvstore_read_staleness_seconds", Buckets: lagBuckets,
+		Help: "Age of what sampled reads answered: since when, at least, there was something newer; 0 for the newest.",
+	}, labels)
+	lag := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "kvstore_replication_lag_seconds", Buckets: lagBuckets,
+		Help: "Time from the answer to a sampled write until all of its replicas had acknowledged it.",
+	}, labels)
+	m.samplesPartial = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kvstore_sampled_reads_partial_total", Help: "Sampled reads that some replica did not answer and nothing proved stale; not counted as sampled.",
+	})
+	for _, level := range [...]kv.Level{kv.LevelEventual, kv.LevelLocal} {
+		name := level.String()
+		m.sampled[level], m.stale[level] = sampled.WithLabelValues(name), stale.WithLabelValues(name)
+		m.staleness[level], m.lag[level] = staleness.WithLabelValues(name), lag.WithLabelValues(name)
+	}
+	reg.MustRegister(sampled, stale, staleness, lag, m.samplesPartial)
 }
 
 // Failures returns the counter of requests that too few replicas answered, by operation. Both lanes count with it: the first
@@ -104,5 +139,6 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 	}
 	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures,
 		m.callsDropped, m.outstanding)
+	m.registerStaleness(reg)
 	return m
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // readOp is one GET under way.
@@ -29,6 +30,19 @@ type readOp struct {
 	// answered says that the request has its answer; merged is then what it was taken from.
 	answered bool
 	merged   versions
+	// failedRead says that the answer was an error: there is nothing to compare late answers with.
+	failedRead bool
+	// sampled says that everybody is asked at once. aside are then those whose answer does not count yet.
+	sampled bool
+	aside   []onlooker
+	began   causal.HLC
+	sample  *sample // set once answered
+}
+
+// onlooker is the answer of a replica that a sampled read asked beside those that count.
+type onlooker struct {
+	heard
+	err error
 }
 
 // heard is one replica's answer.
@@ -39,14 +53,15 @@ type heard struct {
 
 // read coordinates a GET.
 func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error) {
-	if call.Request.Level == kv.LevelLocal {
+	sampled := c.reads.take() && len(call.Owners) > 1
+	if call.Request.Level == kv.LevelLocal && !sampled {
 		call.Quorum.N = 1
 	}
 	nodes, alive := c.participants(call)
 	if alive < call.Quorum.R {
 		return kv.Response{}, tooFewAlive(call.Quorum.R, alive, len(nodes))
 	}
-	if call.Quorum.R == 1 {
+	if call.Quorum.R == 1 && !sampled {
 		reply, err := c.deps.Store.Read(call.readRequest())
 		if err == nil {
 			return c.answer(call, &versions{hasStrong: reply.HasStrong, strong: reply.Strong, set: reply.Set}, nodes[:1])
@@ -56,9 +71,15 @@ func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error)
 		}
 	}
 	o := &readOp{
-		c: c, call: call, alive: alive, until: c.callContext(ctx),
+		c: c, call: call, alive: alive, until: c.callContext(ctx), sampled: sampled,
 		wake: make(chan struct{}, 1),
 		plan: newReadPlan(nodes, call.Quorum.R),
+	}
+	if sampled {
+		var err error
+		if o.began, err = c.deps.Clock.Now(); err != nil {
+			return kv.Response{}, unread(err)
+		}
 	}
 	return o.run(ctx)
 }
@@ -68,10 +89,19 @@ func (call *Call) readRequest() ReadRequest {
 }
 
 func (o *readOp) run(ctx context.Context) (kv.Response, error) {
-	o.ask(o.plan.start(o.call.Quorum.R))
+	first := o.plan.start(o.call.Quorum.R)
+	if o.sampled {
+		first = o.plan.order
+	}
+	o.ask(first)
 	switch outcome, err := o.await(ctx); outcome {
 	case Met:
 		merged, nodes := o.merge()
+		if o.call.Repair == RepairBlocking {
+			if err := o.writeBack(ctx, &merged); err != nil {
+				return kv.Response{}, err
+			}
+		}
 		return o.c.answer(o.call, &merged, nodes)
 	default:
 		return kv.Response{}, o.failed(outcome, err)
@@ -87,14 +117,7 @@ func (o *readOp) ask(nodes []kv.NodeID) {
 			self = true
 			continue
 		}
-		if !o.c.calls.begin(node) {
-			o.report(node, ReadReply{}, o.c.errNotCalled(node))
-			continue
-		}
-		o.c.deps.Replicas.Read(o.until, node, r, func(reply ReadReply, err error) {
-			o.c.calls.end(node)
-			o.report(node, reply, err)
-		})
+		o.c.askReplica(o.until, node, r, o.report)
 	}
 	if self {
 		reply, err := o.c.deps.Store.Read(r)
@@ -102,33 +125,76 @@ func (o *readOp) ask(nodes []kv.NodeID) {
 	}
 }
 
-// report takes one replica's answer. One that comes after the request was answered still shows who is behind.
+// askReplica asks another node, and notes how long it takes.
+func (c *Coordinator) askReplica(until callContext, node kv.NodeID, r ReadRequest, report func(kv.NodeID, ReadReply, error)) {
+	if !c.calls.begin(node) {
+		report(node, ReadReply{}, c.errNotCalled(node))
+		return
+	}
+	c.deps.Replicas.Read(until, node, r, func(reply ReadReply, err error) {
+		c.calls.end(node)
+		took := time.Since(until.made)
+		if err != nil {
+			took = max(took, latencyFailed)
+		}
+		c.latencies.observe(node, took)
+		report(node, reply, err)
+	})
+}
+
+// latencyFailed is how long a replica is taken to need that failed, however quickly it did.
+const latencyFailed = 50 * time.Millisecond
+
+// report takes one replica's answer.
 func (o *readOp) report(node kv.NodeID, reply ReadReply, err error) {
 	o.mu.Lock()
-	if o.answered {
-		var behind []repair
-		if err == nil {
-			behind = o.late(heard{node, reply})
-		}
+	switch {
+	case o.answered:
+		behind := o.after(onlooker{heard{node, reply}, err})
 		o.mu.Unlock()
 		o.c.sendRepairs(o.call, behind)
 		return
-	}
-	if err != nil {
-		o.plan.failed(node)
-		o.cause = err
-		if stale, ok := errors.AsType[*StaleEpochError](err); ok && (o.stale == nil || stale.Epoch > o.stale.Epoch) {
-			o.stale = stale
-		}
-	} else {
-		o.plan.answered(node)
-		o.heard = append(o.heard, heard{node, reply})
+	case o.sampled && !o.plan.counts(node):
+		o.aside = append(o.aside, onlooker{heard{node, reply}, err})
+	default:
+		o.count(node, reply, err)
 	}
 	o.mu.Unlock()
 	select {
 	case o.wake <- struct{}{}:
 	default: // it has not looked since the last signal
 	}
+}
+
+// count counts one replica's answer. o.mu must be held.
+func (o *readOp) count(node kv.NodeID, reply ReadReply, err error) {
+	if err == nil {
+		o.plan.answered(node)
+		o.heard = append(o.heard, heard{node, reply})
+		return
+	}
+	o.plan.failed(node)
+	o.cause = err
+	if stale, ok := errors.AsType[*StaleEpochError](err); ok && (o.stale == nil || stale.Epoch > o.stale.Epoch) {
+		o.stale = stale
+	}
+}
+
+// after takes an answer that the request was not answered from. It still shows who is behind, and how old the answer
+// was. o.mu must be held.
+func (o *readOp) after(l onlooker) []repair {
+	if o.sample != nil {
+		if l.err == nil {
+			o.sample.see(&l.reply)
+		} else {
+			o.sample.lost()
+		}
+		o.measure()
+	}
+	if l.err != nil || o.failedRead {
+		return nil
+	}
+	return o.late(l.heard)
 }
 
 // await waits until the read is decided or the deadline passes; then it returns Pending and the context's error.
@@ -145,7 +211,7 @@ func (o *readOp) await(ctx context.Context) (Outcome, error) {
 			o.ask(more)
 			continue
 		case hedge == nil && !late:
-			timer := time.NewTimer(o.c.cfg.HedgeDelay)
+			timer := time.NewTimer(o.c.hedgeDelay(o.plan.order[1:o.call.Quorum.R]))
 			defer timer.Stop()
 			hedge = timer.C
 		}
@@ -160,13 +226,38 @@ func (o *readOp) await(ctx context.Context) (Outcome, error) {
 	}
 }
 
+// hedgeDelay is how long a read waits for the nodes before it asks others: several times what they took lately, so that
+// a cluster under load does not ask everybody for everything and make it worse.
+func (c *Coordinator) hedgeDelay(nodes []kv.NodeID) time.Duration {
+	delay := c.cfg.HedgeDelay
+	for _, node := range nodes {
+		delay = max(delay, hedgeFactor*time.Duration(c.latencies.of(node).Load()))
+	}
+	return min(delay, hedgeFactorMax*c.cfg.HedgeDelay)
+}
+
+const (
+	hedgeFactor    = 3
+	hedgeFactorMax = 10
+)
+
 // look returns where the read stands and whom to ask now.
 func (o *readOp) look(late bool) (Outcome, []kv.NodeID) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if late || o.cause != nil {
-		return o.plan.votes.Outcome(), o.plan.rest()
+	if !late && o.cause == nil {
+		return o.plan.votes.Outcome(), nil
 	}
+	more := o.plan.rest()
+	if !o.sampled || len(more) == 0 {
+		return o.plan.votes.Outcome(), more
+	}
+	// They were asked at the start: who has answered by now counts.
+	o.c.metrics.hedges.Inc()
+	for _, l := range o.aside {
+		o.count(l.node, l.reply, l.err)
+	}
+	o.aside = nil
 	return o.plan.votes.Outcome(), nil
 }
 
@@ -175,6 +266,9 @@ func (o *readOp) merge() (versions, []kv.NodeID) {
 	o.mu.Lock()
 	for i := range o.heard {
 		o.merged.add(&o.heard[i].reply)
+		if mutant.Planted == mutant.FirstAnswerWins {
+			break
+		}
 	}
 	keeps := o.call.Resolver.KeepsSiblings()
 	o.merged.set = o.merged.surviving(o.merged.set, keeps)
@@ -182,9 +276,20 @@ func (o *readOp) merge() (versions, []kv.NodeID) {
 	for i := range o.heard {
 		nodes[i] = o.heard[i].node
 	}
-	behind := lacking(o.heard, &o.merged, keeps)
+	var behind []repair
+	if o.call.Repair == RepairBackground {
+		behind = lacking(o.heard, &o.merged, keeps)
+	}
 	o.answered = true
 	merged := o.merged
+	if o.sampled {
+		o.sample = &sample{answer: merged, keeps: keeps, began: o.began, waiting: len(o.plan.order) - o.plan.votes.Voted()}
+		o.measure()
+	}
+	for _, l := range o.aside {
+		behind = append(behind, o.after(l)...)
+	}
+	o.aside = nil
 	o.mu.Unlock()
 	o.c.sendRepairs(o.call, behind)
 	return merged, nodes
@@ -194,7 +299,7 @@ func (o *readOp) merge() (versions, []kv.NodeID) {
 func (o *readOp) failed(outcome Outcome, deadline error) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.answered = true
+	o.answered, o.failedRead = true, true
 	acked, required := o.plan.votes.Acked(), o.call.Quorum.R
 	var e *kv.Error
 	switch {

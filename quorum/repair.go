@@ -7,6 +7,20 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
+// RepairMode says what a read does about replicas that it finds behind.
+type RepairMode uint8
+
+// The modes. The zero value is the default of policies.
+const (
+	// RepairBackground sends them what they lack once the read is answered.
+	RepairBackground RepairMode = iota
+	// RepairBlocking answers only once R replicas hold what is answered, so that no later read of as many, where R is a
+	// majority, goes back behind it.
+	RepairBlocking
+	// RepairOff leaves them to anti-entropy.
+	RepairOff
+)
+
 // repair is what one replica was found to lack.
 type repair struct {
 	node kv.NodeID
@@ -28,6 +42,9 @@ func lacking(all []heard, merged *versions, keeps bool) []repair {
 // late takes an answer that came after the request's and returns who is behind now: the replica itself, or those that
 // answered before it. o.mu must be held.
 func (o *readOp) late(h heard) []repair {
+	if o.call.Repair == RepairOff {
+		return nil
+	}
 	keeps := o.call.Resolver.KeepsSiblings()
 	before := o.merged.set
 	o.merged.add(&h.reply)
@@ -55,23 +72,31 @@ func (c *Coordinator) sendRepairs(call *Call, behind []repair) {
 }
 
 func (c *Coordinator) sendRepair(call *Call, b repair) {
-	w := WriteRequest{Partition: call.Partition, Epoch: call.Epoch, Key: call.Request.Key, Set: b.set}
 	if !c.calls.begin(b.node) {
 		c.repairing.Add(-1)
 		c.metrics.callsDropped.Inc()
 		return
 	}
-	done := func(_ WriteReply, err error) {
-		c.calls.end(b.node)
+	c.metrics.repairs.Inc()
+	c.writeRepair(call, b, func(err error) {
 		c.repairing.Add(-1)
 		if err != nil {
 			c.deps.Logger.Debug("a read repair failed", "node", uint64(b.node), "partition", uint16(call.Partition), "error", err)
 		}
+	})
+}
+
+// writeRepair makes the call of a repair, which calls.begin has counted.
+func (c *Coordinator) writeRepair(call *Call, b repair, done func(error)) {
+	w := WriteRequest{Partition: call.Partition, Epoch: call.Epoch, Key: call.Request.Key, Set: b.set}
+	ended := func(_ WriteReply, err error) {
+		c.calls.end(b.node)
+		done(err)
 	}
-	c.metrics.repairs.Inc()
 	if b.node == c.deps.Self {
-		c.deps.Store.Write(w, done)
+		c.deps.Store.Write(w, ended)
 		return
 	}
-	c.deps.Replicas.Write(callContext{Context: c.life, deadline: time.Now().Add(c.cfg.ReplicaTimeout)}, b.node, w, done)
+	now := time.Now()
+	c.deps.Replicas.Write(callContext{Context: c.life, deadline: now.Add(c.cfg.ReplicaTimeout), made: now}, b.node, w, ended)
 }

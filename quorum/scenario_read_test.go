@@ -202,7 +202,7 @@ func TestReplicasTakePartByPreferenceAndAreAskedAliveFirst(t *testing.T) {
 			{4, 3, []kv.NodeID{4, 1, 2}, 2}, // not among the first 3: it takes the third's place
 			{5, 1, []kv.NodeID{5}, 1},
 		} {
-			nodes, alive := c.nodes[want.self].coord.participants(&Call{Owners: c.owners(), Quorum: kv.Quorum{N: want.n}})
+			nodes, alive := c.nodes[want.self].coord.participants(&Call{Request: &kv.Request{Op: kv.OpGet}, Owners: c.owners(), Quorum: kv.Quorum{N: want.n}})
 			require.Equal(t, want.nodes, nodes)
 			require.Equal(t, want.alive, alive)
 		}

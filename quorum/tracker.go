@@ -148,6 +148,9 @@ func (t *Tracker) Acked() int { return t.acked }
 // Missing returns the number of voters that have not voted.
 func (t *Tracker) Missing() int { return t.total - t.acked - t.refused - t.unknown }
 
+// Voted returns the number of voters that have voted.
+func (t *Tracker) Voted() int { return t.total - t.Missing() }
+
 // MayBeHeld reports whether anybody holds, or may yet come to hold, something of the request: somebody acknowledged it,
 // failed in a way that proves nothing, or has not answered.
 func (t *Tracker) MayBeHeld() bool { return t.refused < t.total }

@@ -374,6 +374,7 @@ func TestConfigRefusesNonsense(t *testing.T) {
 		"replica timeout":       func(c *Config) { c.ReplicaTimeout = 0 },
 		"calls per replica max": func(c *Config) { c.CallsPerReplicaMax = 0 },
 		"repairs max":           func(c *Config) { c.RepairsMax = 0 },
+		"read sample":           func(c *Config) { c.ReadSample = 1.5 },
 		"stop timeout":          func(c *Config) { c.StopTimeout = 0 },
 	} {
 		cfg := DefaultConfig()

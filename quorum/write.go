@@ -23,6 +23,8 @@ type writeOp struct {
 	mu       sync.Mutex
 	vote     writeVote
 	answered bool
+	// acked is when a write that is measured was answered.
+	acked time.Time
 }
 
 // write coordinates a PUT or DELETE.
@@ -133,6 +135,9 @@ func (o *writeOp) report(attempt int, node kv.NodeID, r WriteReply, err error) {
 	default:
 		o.vote.refused(attempt, node, r)
 	}
+	if late {
+		o.measureLag()
+	}
 	o.mu.Unlock()
 	switch {
 	case !late:
@@ -184,11 +189,24 @@ func (o *writeOp) applied(d *draft, p placed, found bool) kv.Response {
 	o.mu.Lock()
 	o.answered = true
 	acked := o.vote.votes.AckedNodes(make([]kv.NodeID, 0, len(o.nodes)))
+	if o.c.writes.take() {
+		o.acked = time.Now()
+		o.measureLag()
+	}
 	o.mu.Unlock()
 	return kv.Response{
 		Found: found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: len(acked),
 		Context:   causal.EncodeContext(o.call.Request.Key, d.writerContext(p.set, p.dot, o.call.Resolver.KeepsSiblings())),
 		Timestamp: p.dot.Time.Time(), Coordinator: o.c.deps.Self, Replicas: acked,
+	}
+}
+
+// measureLag notes, for a write that is measured, how long after its answer the last replica acknowledged it. One that
+// some replica never acknowledged is not measured: lateFailures counts it. o.mu must be held.
+func (o *writeOp) measureLag() {
+	if !o.acked.IsZero() && o.vote.votes.Acked() == len(o.nodes) {
+		o.c.metrics.lag[o.call.Request.Level].Observe(time.Since(o.acked).Seconds())
+		o.acked = time.Time{}
 	}
 }
 

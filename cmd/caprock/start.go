@@ -96,6 +96,7 @@ func nodeConfig(c config.Config) node.Config {
 	out.GossipBind, out.Join = c.Listen.Gossip, c.Cluster.Join
 	out.InitialMembers, out.Partitions, out.Quorum = c.Cluster.InitialMembers, c.Cluster.Partitions, c.Cluster.Quorum()
 	out.RequestTimeout, out.Dev = c.Process.RequestTimeout, c.Process.Dev
+	out.Coordinator.ReadSample = float64(c.Process.ReadSamplePercent) / 100
 	out.Watermark = node.Watermark{FreeBytes: int64(c.Process.DiskFreeMin), FreePercent: c.Process.DiskFreePercent}
 	out.Consensus.CheckTicks = int(c.Process.CheckInterval / out.Consensus.TickInterval)
 	out.Storage.CacheBytes, out.Storage.MemtableBytes = int64(c.Process.CacheSize), int64(c.Process.MemtableSize())

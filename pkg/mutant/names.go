@@ -36,6 +36,9 @@ const (
 	LateDotAccepted         Name = "late_dot_accepted"
 	StateHashedLate         Name = "state_hashed_late"
 	QuarantineForgotten     Name = "quarantine_forgotten"
+	FirstAnswerWins         Name = "first_answer_wins"
+	RepairAfterAnswer       Name = "repair_after_answer"
+	ListSkipsPageEdge       Name = "list_skips_page_edge"
 )
 
 // All returns every name, in the order in which they are run.
@@ -48,5 +51,8 @@ func All() []Name {
 		NoDedup, SnapshotWithoutDedup, BatchInPart, ExpiryUnchecked, FollowerReadsAlone,
 		TombstoneCollectedEarly, TreeNotMarked, LateDotAccepted,
 		StateHashedLate, QuarantineForgotten,
+		FirstAnswerWins,
+		RepairAfterAnswer,
+		ListSkipsPageEdge,
 	}
 }

@@ -392,8 +392,9 @@ func (n *Node) routeEventual(ctx context.Context, rt route) (kv.Response, error)
 		return kv.Response{}, kv.Errorf(kv.CodeQuorumUnavailable, "the request was forwarded %d times without reaching a replica of its key", rt.request.Hops)
 	}
 	err := error(kv.Errorf(kv.CodeQuorumUnavailable, "no replica of partition %d is alive", rt.partition))
-	for attempt := range rt.owners {
-		to := n.pickOwner(rt.owners, attempt)
+	owners := n.nearestFirst(rt.owners)
+	for attempt := range owners {
+		to := n.pickOwner(owners, attempt)
 		if to == kv.NoNode {
 			break
 		}
