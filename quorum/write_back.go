@@ -25,8 +25,11 @@ type writeBack struct {
 	// steps is how many are under way.
 	steps   int
 	started map[kv.NodeID]bool
-	lagging []kv.NodeID
-	cause   error
+	// repaired are those that took what was sent. They need not show it afterwards: what is below their repair watermark
+	// they have had, and collected, before.
+	repaired map[kv.NodeID]bool
+	lagging  []kv.NodeID
+	cause    error
 }
 
 // writeBackEvent is the end of one step: a repair, or when reply is set another read.
@@ -52,6 +55,7 @@ func (o *readOp) writeBack(ctx context.Context, merged *versions) error {
 	w := &writeBack{
 		o: o, ctx: ctx, merged: merged, keeps: o.call.Resolver.KeepsSiblings(),
 		events: make(chan writeBackEvent, len(o.plan.order)), started: make(map[kv.NodeID]bool, len(o.plan.order)),
+		repaired: make(map[kv.NodeID]bool),
 	}
 	for i := range all {
 		w.started[all[i].node] = true
@@ -63,7 +67,7 @@ func (o *readOp) writeBack(ctx context.Context, merged *versions) error {
 // judge looks at what a replica holds and takes the next step with it.
 func (w *writeBack) judge(node kv.NodeID, r *ReadReply) {
 	switch {
-	case !w.merged.heldIn(r, w.keeps):
+	case !w.repaired[node] && !w.merged.heldIn(r, w.keeps):
 		w.repair(node)
 	case w.merged.hasStrong && (!r.HasStrong || r.Strong.Revision < w.merged.strong.Revision):
 		w.lagging = append(w.lagging, node)
@@ -74,7 +78,7 @@ func (w *writeBack) judge(node kv.NodeID, r *ReadReply) {
 
 // heldIn reports whether the replica holds all of v's siblings, or what superseded them meanwhile.
 func (v *versions) heldIn(r *ReadReply, keeps bool) bool {
-	theirs := versions{r.HasStrong, r.Strong, r.Set}
+	theirs := versions{hasStrong: r.HasStrong, strong: r.Strong, set: r.Set}
 	for i := range v.set.Siblings {
 		if s := &v.set.Siblings[i]; !r.Set.Covers(s.Dot) && !theirs.covers(s, keeps) {
 			return false
@@ -158,6 +162,7 @@ func (w *writeBack) took(e writeBackEvent) {
 	case e.reply != nil:
 		w.judge(e.node, e.reply)
 	case w.merged.hasStrong:
+		w.repaired[e.node] = true
 		w.read(e.node) // its strong lane has to be as far, too
 	default:
 		w.holders++
