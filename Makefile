@@ -94,8 +94,8 @@ test-comprehensive: ## Everything: race detector everywhere, 200 seeds of a minu
 	$(MAKE) test-verify
 
 .PHONY: bench
-bench: build ## Measure puts and gets at each level, over HTTP and the Go stream (DURATION=3s each; BENCH_OUT=FILE)
-	CAPROCK_BIN=$(CURDIR)/$(BIN) go test -run '^$$' -bench BenchmarkCluster -benchtime 1x -timeout 60m ./pkg/workload
+bench: build ## Measure puts and gets at each level, and how long a killed leader is missed (DURATION=3s a cell, KILLS=20; BENCH_OUT=FILE)
+	CAPROCK_BIN=$(CURDIR)/$(BIN) go test -run '^$$' -bench "BenchmarkCluster|BenchmarkFailover" -benchtime 1x -timeout 60m ./pkg/workload
 
 ##@ Habits
 

@@ -26,6 +26,7 @@ type processCluster struct {
 	http, grpc []string
 	processes  []*exec.Cmd
 	logs       []string
+	commands   [][]string // what each node is started with
 }
 
 // startProcesses builds the binary, unless CAPROCK_BIN names one, starts three nodes and waits until they serve every level.
@@ -48,17 +49,12 @@ func startProcesses(b *testing.B) *processCluster {
 	}
 	for i := range 3 {
 		name := fmt.Sprintf("n%d", i+1)
-		process := exec.Command(binary, "start", "--name", name, "--data-dir", filepath.Join(dir, name), "--http", c.http[i], "--grpc", c.grpc[i],
-			"--gossip", gossip[i], "--join", strings.Join(gossip, ","), "--initial-members", "n1,n2,n3", "--log-level", "warn")
-		log := filepath.Join(dir, name+".log")
-		file, err := os.Create(log)
-		require.NoError(b, err)
-		process.Stdout, process.Stderr = file, file
-		process.Env = withoutSettings(os.Environ())
-		process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		require.NoError(b, process.Start())
-		require.NoError(b, file.Close()) // the process has its own handle
-		c.processes, c.logs = append(c.processes, process), append(c.logs, log)
+		c.commands = append(c.commands, []string{
+			binary, "start", "--name", name, "--data-dir", filepath.Join(dir, name), "--http", c.http[i], "--grpc", c.grpc[i],
+			"--gossip", gossip[i], "--join", strings.Join(gossip, ","), "--initial-members", "n1,n2,n3", "--log-level", "warn",
+		})
+		c.processes, c.logs = append(c.processes, nil), append(c.logs, filepath.Join(dir, name+".log"))
+		c.run(b, i)
 	}
 	ctx, cancel := context.WithTimeout(b.Context(), clusterReady)
 	defer cancel()
@@ -69,6 +65,20 @@ func startProcesses(b *testing.B) *processCluster {
 		}
 	}
 	return c
+}
+
+// run starts a process of the node.
+func (c *processCluster) run(b *testing.B, node int) {
+	b.Helper()
+	process := exec.Command(c.commands[node][0], c.commands[node][1:]...)
+	file, err := os.OpenFile(c.logs[node], os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	require.NoError(b, err)
+	process.Stdout, process.Stderr = file, file
+	process.Env = withoutSettings(os.Environ())
+	process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(b, process.Start())
+	require.NoError(b, file.Close()) // the process has its own handle
+	c.processes[node] = process
 }
 
 // withoutSettings drops what would configure the nodes behind the benchmark's back.
