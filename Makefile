@@ -97,6 +97,10 @@ test-comprehensive: ## Everything: race detector everywhere, 200 seeds of a minu
 bench: build ## Measure puts and gets at each level, and how long a killed leader is missed (DURATION=3s a cell, KILLS=20; BENCH_OUT=FILE)
 	CAPROCK_BIN=$(CURDIR)/$(BIN) go test -run '^$$' -bench "BenchmarkCluster|BenchmarkFailover" -benchtime 1x -timeout 60m ./pkg/workload
 
+.PHONY: bench-compare
+bench-compare: build ## Caprock beside etcd (in the PATH, or ETCD=path), row by row in one run (DURATION=3s a row)
+	cd tools/compare && go run . -caprock $(CURDIR)/$(BIN) -etcd "$(or $(ETCD),etcd)" -duration "$(or $(DURATION),3s)"
+
 ##@ Habits
 
 .PHONY: lint

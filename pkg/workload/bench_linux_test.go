@@ -103,7 +103,7 @@ func fill(b *testing.B, target Target, level kv.Level) {
 	var writers errgroup.Group
 	writers.SetLimit(256)
 	for i := range int64(benchKeys) {
-		op := Op{Kind: kv.OpPut, Level: level, Key: generator.key(i), Value: generator.block[:benchValueBytes], Timeout: kv.RequestTimeout}
+		op := Op{Kind: kv.OpPut, Level: level, Key: generator.Key(i), Value: generator.block[:benchValueBytes], Timeout: kv.RequestTimeout}
 		writers.Go(func() error { return target.Do(b.Context(), op) })
 	}
 	require.NoError(b, writers.Wait())

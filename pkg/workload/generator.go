@@ -55,7 +55,7 @@ func fillRandom(b []byte, rng *rand.Rand) {
 
 // Next draws the next operation.
 func (g *Generator) Next() Op {
-	op := Op{Kind: g.kind(), Level: g.cfg.Level, Key: g.key(g.rng.Int64N(g.cfg.Keys)), Timeout: g.cfg.Timeout}
+	op := Op{Kind: g.kind(), Level: g.cfg.Level, Key: g.Key(g.rng.Int64N(g.cfg.Keys)), Timeout: g.cfg.Timeout}
 	if op.Kind == kv.OpPut {
 		start := g.rng.IntN(valueWindows)
 		op.Value = g.block[start : start+g.cfg.ValueBytes : start+g.cfg.ValueBytes]
@@ -75,8 +75,8 @@ func (g *Generator) kind() kv.Op {
 	}
 }
 
-// key returns the key with the number, zero-padded to keyDigits.
-func (g *Generator) key(number int64) string {
+// Key returns the key with the number, zero-padded to keyDigits.
+func (g *Generator) Key(number int64) string {
 	var digits [20]byte
 	text := strconv.AppendInt(digits[:0], number, 10)
 	g.buf = append(g.buf[:0], g.cfg.KeyPrefix...)
