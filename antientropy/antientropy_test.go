@@ -113,6 +113,9 @@ type replica struct {
 	asked   atomic.Int64
 	carried atomic.Int64
 	down    atomic.Bool
+	// lose, if set, is the message that is lost next.
+	lose   *losing
+	losing sync.Mutex
 	// silent makes the replica answer nothing, as one behind a cut that nobody has noticed.
 	silent atomic.Bool
 	// merging makes a merge atomic, as the real replica does.
@@ -161,7 +164,20 @@ func (r *replica) Exchange(ctx context.Context, to kv.NodeID, payload []byte) ([
 		return nil, ctx.Err()
 	}
 	r.carried.Add(int64(len(payload)))
+	last := false
+	if r.lose != nil {
+		r.losing.Lock()
+		r.lose.n--
+		last = r.lose.n == 0
+		r.losing.Unlock()
+	}
+	if last && !r.lose.answer {
+		return nil, errLost
+	}
 	out, err := other.service.Handle(ctx, r.id, payload)
+	if last {
+		return nil, errLost
+	}
 	r.carried.Add(int64(len(out)))
 	return out, err
 }

@@ -13,7 +13,7 @@ import (
 const (
 	// askRoot carries the digest of a tree; the answer is empty when it is the peer's too, else the digests of its groups.
 	askRoot = 1 + iota
-	// askNodes carries a set of groups; the answer has the digests of their nodes.
+	// askNodes carries a salt and a set of groups; the answer has the digests of their nodes.
 	askNodes
 	// askRows carries nodes; the answer has for each its rows, or the digests of its parts.
 	askRows
@@ -97,6 +97,24 @@ func decodeSums(b []byte, n int) ([]uint64, error) {
 	return out, nil
 }
 
+func appendHalves(dst []byte, sums []uint32) []byte {
+	for _, s := range sums {
+		dst = binary.BigEndian.AppendUint32(dst, s)
+	}
+	return dst
+}
+
+func decodeHalves(b []byte, n int) ([]uint32, error) {
+	if len(b) != n*4 {
+		return nil, fmt.Errorf("%w: %d bytes of digests, not %d", ErrPayload, len(b), n*4)
+	}
+	out := make([]uint32, n)
+	for i := range out {
+		out[i] = binary.BigEndian.Uint32(b[i*4:])
+	}
+	return out, nil
+}
+
 // reader takes fields off a payload. The first failure sticks.
 type reader struct {
 	b   []byte
@@ -175,11 +193,7 @@ func (n nodeRows) append(dst []byte) []byte {
 	if n.parts == nil {
 		return appendMarks(append(dst, 0), n.marks)
 	}
-	dst = append(dst, 1)
-	for _, p := range n.parts {
-		dst = binary.BigEndian.AppendUint32(dst, p)
-	}
-	return dst
+	return appendHalves(append(dst, 1), n.parts)
 }
 
 func (r *reader) nodeRows() nodeRows {

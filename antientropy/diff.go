@@ -51,11 +51,12 @@ func groupDigests(t *storage.TreeDigests) []uint64 {
 	return out
 }
 
-// nodeDigests returns the digest of each node of a group.
-func nodeDigests(t *storage.TreeDigests, group int) []uint64 {
-	out := make([]uint64, fanOut)
+// nodeDigests returns the digest of each node of a group, cut to half. With the salt, two that look alike in one exchange do
+// not in the next.
+func nodeDigests(t *storage.TreeDigests, group int, salt uint64) []uint32 {
+	out := make([]uint32, fanOut)
 	for i := range out {
-		out[i] = digestOf(t[group*fanOut+i : group*fanOut+i+1])
+		out[i] = uint32(mix(digestOf(t[group*fanOut+i:group*fanOut+i+1]) ^ salt))
 	}
 	return out
 }

@@ -91,11 +91,12 @@ func (x *exchange) nodes(ctx context.Context) ([]int, error) {
 	if which == 0 {
 		return nil, nil // they were written to meanwhile
 	}
-	reply, err = x.ask(ctx, appendSums(x.request(askNodes), []uint64{uint64(which)}))
+	reply, err = x.ask(ctx, appendSums(x.request(askNodes), []uint64{x.salt, uint64(which)}))
 	if err != nil {
 		return nil, err
 	}
-	if theirs, err = decodeSums(reply, which.count()*fanOut); err != nil {
+	halves, err := decodeHalves(reply, which.count()*fanOut)
+	if err != nil {
 		return nil, err
 	}
 	var out []int
@@ -103,8 +104,8 @@ func (x *exchange) nodes(ctx context.Context) ([]int, error) {
 		if !which.has(g) {
 			continue
 		}
-		nodes := differing(nodeDigests(own, g), theirs[:fanOut])
-		theirs = theirs[fanOut:]
+		nodes := differing(nodeDigests(own, g, x.salt), halves[:fanOut])
+		halves = halves[fanOut:]
 		for i := range fanOut {
 			if nodes.has(i) {
 				out = append(out, g*fanOut+i)

@@ -18,6 +18,8 @@ const (
 	// busyTriesMax bounds how often a node that is being written to is looked at again.
 	busyTriesMax = 20
 	busyPause    = 50 * time.Millisecond
+	// suspectPause is the least time between two scrubs of a partition, whoever suspects it.
+	suspectPause = 2 * time.Minute
 )
 
 func healing(r *storage.RepairState) { r.Healing = true }
@@ -36,7 +38,7 @@ func (s *Service) scrub(ctx context.Context) error {
 		}
 		suspected := s.suspects.take()
 		for _, o := range s.deps.Owned() {
-			if !suspected[o.Partition] && !s.scrubDue(o.Partition) {
+			if !s.scrubDue(o.Partition, suspected[o.Partition]) {
 				continue
 			}
 			if err := s.Scrub(ctx, o); err != nil && ctx.Err() == nil {
@@ -47,15 +49,26 @@ func (s *Service) scrub(ctx context.Context) error {
 	}
 }
 
-func (s *Service) scrubDue(p kv.PartitionID) bool {
+// scrubDue reports whether it is the partition's turn. A suspicion that comes too soon after a scrub is kept for later.
+func (s *Service) scrubDue(p kv.PartitionID, suspected bool) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	g := s.of(p)
 	last := g.scrubbed
-	if last.IsZero() {
+	if last.IsZero() && !suspected {
 		last = g.began
 	}
-	return time.Since(last) >= s.cfg.ScrubInterval
+	s.mu.Unlock()
+	pause := s.cfg.ScrubInterval
+	if suspected {
+		pause = min(pause, suspectPause)
+	}
+	if time.Since(last) >= pause {
+		return true
+	}
+	if suspected {
+		s.suspects.add(p)
+	}
+	return false
 }
 
 // Scrub checks all rows of a partition against its tree, and repairs what can be repaired here. What is lost the other
@@ -67,10 +80,12 @@ func (s *Service) Scrub(ctx context.Context, o Owned) error {
 		s.of(p).scrubbed = time.Now()
 		s.mu.Unlock()
 	}()
-	if _, err := s.deps.Engine.Digests(ctx, p); errors.Is(err, storage.ErrCorruption) {
+	digests, err := s.deps.Engine.Digests(ctx, p)
+	if errors.Is(err, storage.ErrCorruption) {
 		s.damaged(p, 1, "a block cannot be read")
 		return s.replace(ctx, o)
-	} else if err != nil {
+	}
+	if err != nil {
 		return err
 	}
 	var after []byte
@@ -91,13 +106,12 @@ func (s *Service) Scrub(ctx context.Context, o Owned) error {
 		}
 	}
 	for node := range storage.TreeNodes {
-		began := time.Now()
-		rows, err := s.scrubNode(ctx, o, node)
-		if err != nil {
-			return err
-		}
-		if rows == 0 {
+		if digests[node].Rows == 0 {
 			continue
+		}
+		began := time.Now()
+		if err := s.scrubNode(ctx, o, node); err != nil {
+			return err
 		}
 		if err := s.idle(ctx, began); err != nil {
 			return err
@@ -112,23 +126,23 @@ func (s *Service) idle(ctx context.Context, began time.Time) error {
 }
 
 // scrubNode checks one node of the tree. One that is written to all the time is left to the next scrub.
-func (s *Service) scrubNode(ctx context.Context, o Owned, node int) (int, error) {
+func (s *Service) scrubNode(ctx context.Context, o Owned, node int) error {
 	for range busyTriesMax {
 		c, err := s.deps.Engine.CheckNode(ctx, o.Partition, node)
 		if err != nil || !c.Busy {
 			if err == nil {
 				err = s.handle(ctx, o, &c)
 			}
-			return c.Rows, err
+			return err
 		}
 		if err := sleep(ctx, busyPause); err != nil {
-			return 0, err
+			return err
 		}
 		if _, err := s.deps.Engine.Digests(ctx, o.Partition); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	return 0, nil
+	return nil
 }
 
 // damaged counts and logs rows that are not what was written.

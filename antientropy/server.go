@@ -117,7 +117,7 @@ func (s *Service) answerRoot(ctx context.Context, o Owned, body []byte) ([]byte,
 
 func (s *Service) answerNodes(ctx context.Context, o Owned, body []byte) ([]byte, error) {
 	r := reader{b: body}
-	which := bitmap(r.uint64("groups"))
+	salt, which := r.uint64("salt"), bitmap(r.uint64("groups"))
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -128,7 +128,7 @@ func (s *Service) answerNodes(ctx context.Context, o Owned, body []byte) ([]byte
 	var out []byte
 	for g := range groups {
 		if which.has(g) {
-			out = appendSums(out, nodeDigests(own, g))
+			out = appendHalves(out, nodeDigests(own, g, salt))
 		}
 	}
 	return out, nil
@@ -293,13 +293,17 @@ type suspects struct {
 
 // Suspect has the partition's rows checked soon. It does not block.
 func (s *Service) Suspect(p kv.PartitionID) {
-	s.suspects.mu.Lock()
-	s.suspects.all[p] = true
-	s.suspects.mu.Unlock()
+	s.suspects.add(p)
 	select {
 	case s.suspects.wake <- struct{}{}:
 	default:
 	}
+}
+
+func (s *suspects) add(p kv.PartitionID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all[p] = true
 }
 
 // take returns the suspects and forgets them.

@@ -118,6 +118,9 @@ func lastEntry(log storage.Log, g kv.GroupID) (causal.Position, error) {
 
 // writeKept checks an eventual write that the node accepted. mu must be held.
 func (w *watcher) writeKept(node kv.NodeID, dot causal.Dot, e *eventualWrite, state storage.State) error {
+	if dot.Time <= state.Repair(e.partition).Committed {
+		return nil // what superseded it may have been collected
+	}
 	w.counts.Promises++
 	strong, hasStrong, set, _, err := state.Both(e.partition, []byte(e.key))
 	if err != nil {
