@@ -22,9 +22,9 @@ const nodesMax = 128
 // then on, so that the next one goes on where this one ended.
 type exchange struct {
 	*Service
-	o    Owned
-	to   kv.NodeID
-	salt uint64
+	o      Owned
+	to     kv.NodeID
+	salted uint64
 	// scanned is the time that this node's own reading took.
 	scanned time.Duration
 	// keys is the number of those that differed; sent and received are how many sets went to the peer, and came back.
@@ -37,7 +37,7 @@ type exchange struct {
 }
 
 func (s *Service) newExchange(o Owned, to kv.NodeID) *exchange {
-	return &exchange{Service: s, o: o, to: to, salt: s.deps.Rand.Uint64()}
+	return &exchange{Service: s, o: o, to: to, salted: s.salt()}
 }
 
 // run compares and repairs. Only nil says that everything that both held when it was called is on both.
@@ -91,7 +91,7 @@ func (x *exchange) nodes(ctx context.Context) ([]int, error) {
 	if which == 0 {
 		return nil, nil // they were written to meanwhile
 	}
-	reply, err = x.ask(ctx, appendSums(x.request(askNodes), []uint64{x.salt, uint64(which)}))
+	reply, err = x.ask(ctx, appendSums(x.request(askNodes), []uint64{x.salted, uint64(which)}))
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (x *exchange) nodes(ctx context.Context) ([]int, error) {
 		if !which.has(g) {
 			continue
 		}
-		nodes := differing(nodeDigests(own, g, x.salt), halves[:fanOut])
+		nodes := differing(nodeDigests(own, g, x.salted), halves[:fanOut])
 		halves = halves[fanOut:]
 		for i := range fanOut {
 			if nodes.has(i) {
@@ -124,7 +124,7 @@ type nodeDiff struct {
 
 // repair compares the rows of some nodes and carries over what differs. It returns how many it dealt with.
 func (x *exchange) repair(ctx context.Context, nodes []int) (int, error) {
-	reply, err := x.ask(ctx, appendNodes(appendSums(x.request(askRows), []uint64{x.salt}), nodes))
+	reply, err := x.ask(ctx, appendNodes(appendSums(x.request(askRows), []uint64{x.salted}), nodes))
 	if err != nil {
 		return 0, err
 	}
@@ -142,7 +142,7 @@ func (x *exchange) repair(ctx context.Context, nodes []int) (int, error) {
 			return 0, err
 		}
 		if theirs.parts != nil {
-			cut = append(cut, nodeDiff{nodes[done], ours, differing(partSums(ours, x.salt), theirs.parts)})
+			cut = append(cut, nodeDiff{nodes[done], ours, differing(partSums(ours, x.salted), theirs.parts)})
 			continue
 		}
 		keys, ids := diffRows(ours, ^bitmap(0), theirs.marks)
@@ -174,12 +174,12 @@ func (x *exchange) repair(ctx context.Context, nodes []int) (int, error) {
 func (x *exchange) read(node int) ([]row, error) {
 	began := time.Now()
 	defer func() { x.scanned += time.Since(began) }()
-	return x.rows(x.o.Partition, node, x.salt)
+	return x.rows(x.o.Partition, node, x.salted)
 }
 
 // compareParts compares the parts of nodes that differ, and returns of how many nodes it did.
 func (x *exchange) compareParts(ctx context.Context, cut []nodeDiff, send *[][]byte, want *[]wanted) (int, error) {
-	request := appendSums(x.request(askParts), []uint64{x.salt})
+	request := appendSums(x.request(askParts), []uint64{x.salted})
 	for _, c := range cut {
 		request = binary.BigEndian.AppendUint16(request, uint16(c.node))
 		request = binary.BigEndian.AppendUint64(request, uint64(c.parts))
@@ -266,7 +266,7 @@ func (x *exchange) merge(ctx context.Context, m merged) error {
 // fetch asks the peer for sets that this node has nothing of, and merges them.
 func (x *exchange) fetch(ctx context.Context, want []wanted) error {
 	for len(want) > 0 {
-		request := appendSums(x.request(askSets), []uint64{x.salt})
+		request := appendSums(x.request(askSets), []uint64{x.salted})
 		for _, w := range want {
 			request = w.append(request)
 		}
@@ -291,7 +291,7 @@ func (x *exchange) fetch(ctx context.Context, want []wanted) error {
 		// Of the node in which the answer ended, what came need not come again.
 		got := map[uint32]bool{}
 		for _, k := range m.sets {
-			got[uint32(mix(xxhash.Sum64(k.key)^x.salt))] = true
+			got[uint32(mix(xxhash.Sum64(k.key)^x.salted))] = true
 		}
 		var ids []uint32
 		for _, id := range want[0].ids {

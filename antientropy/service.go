@@ -85,7 +85,7 @@ type Service struct {
 	// soon has one slot: a token begins a round without the pause.
 	soon chan struct{}
 
-	mu         sync.Mutex // guards what follows
+	mu         sync.Mutex // guards what follows, and deps.Rand
 	partitions map[kv.PartitionID]*progress
 }
 
@@ -137,7 +137,7 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) exchanges(ctx context.Context) error {
 	pause := s.cfg.Interval
 	for round := 0; ; round++ {
-		pause += time.Duration(s.deps.Rand.Int64N(int64(s.cfg.Interval)/2 + 1))
+		pause += s.chance(s.cfg.Interval / 2)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -149,6 +149,20 @@ func (s *Service) exchanges(ctx context.Context) error {
 		s.metrics.seconds.Add(time.Since(began).Seconds())
 		pause = max(s.cfg.Interval, time.Duration(s.cfg.IdleFactor)*scanned)
 	}
+}
+
+// chance draws a duration up to most.
+func (s *Service) chance(most time.Duration) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Duration(s.deps.Rand.Int64N(int64(most) + 1))
+}
+
+// salt draws the salt of an exchange.
+func (s *Service) salt() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.deps.Rand.Uint64()
 }
 
 // hurry begins the next round at once.

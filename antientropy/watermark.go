@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
@@ -35,8 +34,7 @@ var errNotNow = errors.New("antientropy: the watermark has to wait")
 // watermarks raises the watermarks of the partitions of which this node is the first owner.
 func (s *Service) watermarks(ctx context.Context) error {
 	for {
-		pause := s.cfg.WatermarkInterval + time.Duration(s.deps.Rand.Int64N(int64(s.cfg.WatermarkInterval)/4+1))
-		if sleep(ctx, pause) != nil {
+		if sleep(ctx, s.cfg.WatermarkInterval+s.chance(s.cfg.WatermarkInterval/4)) != nil {
 			return nil
 		}
 		for _, o := range s.deps.Owned() {
