@@ -130,7 +130,7 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 	m.snapshotBytes = counters("snapshot_bytes_total", "Bytes of snapshots' rows, by direction.", "direction")
 	m.violations = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "kvstore_consistency_violations_total",
-		Help: "Replicas found to hold another state than a majority at the same position of the log, and checks in which no majority agreed.",
+		Help: "Replicas found to hold another state than a majority at the same position of the log, checks in which no majority agreed, and eventual rows found lost or damaged.",
 	})
 	all = append(all, m.violations)
 	m.checks = counters("checks_total", "Comparisons of the replicas' states that this node led, by what they found.", "result")

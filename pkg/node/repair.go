@@ -100,7 +100,7 @@ func (n *Node) appliedOf(p kv.PartitionID) uint64 {
 func violationCounter(r prometheus.Registerer) (prometheus.Counter, error) {
 	c := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "kvstore_consistency_violations_total",
-		Help: "Replicas found to hold another state than a majority at the same position of the log, and checks in which no majority agreed.",
+		Help: "Replicas found to hold another state than a majority at the same position of the log, checks in which no majority agreed, and eventual rows found lost or damaged.",
 	})
 	err := r.Register(c)
 	if known, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {

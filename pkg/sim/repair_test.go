@@ -12,6 +12,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/node"
 	"github.com/caprockdb/caprock/pkg/storage"
+	"github.com/caprockdb/caprock/pkg/verify"
 	"github.com/caprockdb/caprock/ring"
 )
 
@@ -235,4 +236,14 @@ func TestVersionFromBeforeTheWatermarkSpreadsNowhere(t *testing.T) {
 			})
 		})
 	}
+}
+
+// With a watermark that rises all the time, tombstones go and late versions are discarded while faults go on.
+func TestSiblingsAreTheCausalMaximaBehindARisingWatermark(t *testing.T) {
+	verified{workload: verify.WorkloadCausal, nodes: 3, faults: Faults(), lane: 41, tune: quickRepair}.run(t)
+}
+
+func TestElementsOutliveARisingWatermarkAndPowerCuts(t *testing.T) {
+	faults := []Fault{FaultPower, FaultBlackout, FaultKill, FaultCut, FaultNoise, FaultOneWay}
+	verified{workload: verify.WorkloadSet, nodes: 3, faults: faults, lane: 42, tune: quickRepair}.run(t)
 }
