@@ -213,9 +213,17 @@ func appendValue(dst, key []byte, resp *kv.Response) []byte {
 // appendSiblings appends the JSON answer of a read that found concurrent versions.
 func (x *exchange) appendSiblings(dst, key []byte, resp *kv.Response) []byte {
 	dst = appendBytes(append(dst, '{'), "key", "key_encoding", key)
-	dst = append(dst, `,"siblings":[`...)
-	for i := range resp.Siblings {
-		s := &resp.Siblings[i]
+	dst = x.appendSiblingList(append(dst, ','), resp.Siblings)
+	dst = append(dst, `,"context":`...)
+	dst = appendContext(dst, resp.Context)
+	return append(dst, "}\n"...)
+}
+
+// appendSiblingList appends the member that holds concurrent versions.
+func (x *exchange) appendSiblingList(dst []byte, siblings []kv.Sibling) []byte {
+	dst = append(dst, `"siblings":[`...)
+	for i := range siblings {
+		s := &siblings[i]
 		if i > 0 {
 			dst = append(dst, ',')
 		}
@@ -233,9 +241,7 @@ func (x *exchange) appendSiblings(dst, key []byte, resp *kv.Response) []byte {
 		}
 		dst = append(dst, '}')
 	}
-	dst = append(dst, `],"context":`...)
-	dst = appendContext(dst, resp.Context)
-	return append(dst, "}\n"...)
+	return append(dst, ']')
 }
 
 // appendTimestamp appends the version's time, where it has one.

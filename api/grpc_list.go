@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"time"
 
 	"github.com/caprockdb/caprock/api/kvpb"
 	"github.com/caprockdb/caprock/api/kvwire"
@@ -33,7 +34,21 @@ func (g *GRPC) List(ctx context.Context, in *kvpb.ListRequest) (*kvpb.ListRespon
 	out := &kvpb.ListResponse{More: resp.More, Items: make([]*kvpb.ListItem, len(resp.Listed))}
 	for i := range resp.Listed {
 		item := &resp.Listed[i]
+		item.Value = lastWritten(item)
 		out.Items[i] = &kvpb.ListItem{Key: item.Key, Value: item.Value, Version: item.Version, TimestampMs: item.Timestamp.UnixMilli()}
 	}
 	return out, nil
+}
+
+// lastWritten returns the item's value. The message has no place for concurrent versions, so that it shows the last one
+// written, as a read with siblings=resolve does.
+func lastWritten(item *kv.ListItem) []byte {
+	value := item.Value
+	var last time.Time
+	for i := range item.Siblings {
+		if s := &item.Siblings[i]; !s.Deleted && !s.Timestamp.Before(last) {
+			value, last = s.Value, s.Timestamp
+		}
+	}
+	return value
 }

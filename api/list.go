@@ -12,8 +12,13 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
-// listGuarantee is what every listing says of itself.
-const listGuarantee = "each partition is linearizable; all of them together are no snapshot"
+// listGuarantees are what listings say of themselves, by level.
+var listGuarantees = map[kv.Level]string{
+	kv.LevelStrong: "each partition is linearizable; all of them together are no snapshot",
+	kv.LevelEventual: "each key is merged from r replicas of its partition, so that it shows every write whose w and r overlap; " +
+		"all of them together are no snapshot",
+	kv.LevelLocal: "each partition is as one of its replicas holds it, however old; all of them together are no snapshot",
+}
 
 // list serves GET /kv?prefix=.
 func (x *exchange) list() {
@@ -43,7 +48,11 @@ func (x *exchange) list() {
 			dst = append(dst, ',')
 		}
 		dst = appendBytes(append(dst, '{'), "key", "key_encoding", item.Key)
-		if !query.KeysOnly {
+		switch {
+		case query.KeysOnly:
+		case len(item.Siblings) > 0:
+			dst = x.appendSiblingList(append(dst, ','), item.Siblings)
+		default:
 			dst = appendBytes(append(dst, ','), "value", "encoding", item.Value)
 		}
 		dst = append(dst, `,"version":`...)
@@ -55,7 +64,7 @@ func (x *exchange) list() {
 	dst = append(dst, `,"consistency":`...)
 	dst = appendText(dst, resp.Level.String())
 	dst = append(dst, `,"guarantee":`...)
-	dst = appendText(dst, listGuarantee)
+	dst = appendText(dst, listGuarantees[resp.Level])
 	x.body = append(dst, "}\n"...)
 	x.send(http.StatusOK, contentJSON)
 }

@@ -57,7 +57,7 @@ func TestListingAnswersAsDocumented(t *testing.T) {
 	require.Equal(t, "n1,n3", header(w.Header(), "Caprock-Replicas"))
 	w = call(t, h, "GET", "/kv?prefix=a&keys-only&page_token="+page.Token, "")
 	require.JSONEq(t, `{"items":[{"key":"Yf8=","key_encoding":"base64","version":41,"timestamp":"2026-03-04T05:06:07.089Z"}],
-		"consistency":"strong","guarantee":"`+listGuarantee+`"}`, w.Body.String())
+		"consistency":"strong","guarantee":"`+listGuarantees[kv.LevelStrong]+`"}`, w.Body.String())
 	w = call(t, h, "GET", "/api/list?prefix=a", "")
 	require.JSONEq(t, `{"pairs":[{"key":"a1","value":"va1"},{"key":"a2","value":"va2"},{"key":"Yf8=","key_encoding":"base64","value":"dmH/","encoding":"base64"}]}`, w.Body.String())
 }
@@ -65,7 +65,7 @@ func TestListingAnswersAsDocumented(t *testing.T) {
 func TestBadListingsAreRefused(t *testing.T) {
 	other := pageToken([]byte("b"), []byte("b1"))
 	for name, target := range map[string]string{
-		"eventual": "/kv?prefix=a&consistency=eventual", "local": "/kv?prefix=a&consistency=local", "limit zero": "/kv?limit=0",
+		"replicas": "/kv?prefix=a&consistency=eventual&r=2", "limit zero": "/kv?limit=0",
 		"limit above": "/kv?limit=1001", "limit nonsense": "/kv?limit=ten", "unknown parameter": "/kv?prefx=a", "keys nonsense": "/kv?keys-only=maybe",
 		"token nonsense": "/kv?prefix=a&page_token=!", "token cut": "/kv?prefix=b&page_token=" + other[:4],
 		"token of another prefix": "/kv?prefix=a&page_token=" + url.QueryEscape(other), "compat": "/api/list?prefix=a&page_token=" + other,
@@ -80,4 +80,25 @@ func TestBadListingsAreRefused(t *testing.T) {
 	}
 	w := call(t, newTestHandler(t, newFakeNode()), "PUT", "/kv?prefix=a", "")
 	require.Equal(t, 405, w.Code)
+}
+
+func TestEventualListingsShowConcurrentVersionsAndSayWhatTheyAre(t *testing.T) {
+	node := newFakeNode()
+	node.execute = func(_ context.Context, r *kv.Request) (kv.Response, error) {
+		require.NoError(t, r.Validate(kv.DefaultLimits()))
+		return kv.Response{Level: r.Level, Listed: []kv.ListItem{{Key: []byte("a"), Timestamp: fakeTime, Siblings: []kv.Sibling{
+			{Value: []byte("1"), Timestamp: fakeTime, Node: 1}, {Deleted: true, Timestamp: fakeTime, Node: 2},
+		}}}}, nil
+	}
+	h := newTestHandler(t, node)
+	for _, level := range []string{"eventual", "local"} {
+		w := call(t, h, "GET", "/kv?prefix=a&consistency="+level, "")
+		require.Equal(t, 200, w.Code, w.Body)
+		require.Contains(t, w.Body.String(), `{"key":"a","siblings":[{"value":"1"`)
+		require.Contains(t, w.Body.String(), `{"value":null`)
+		require.Contains(t, w.Body.String(), `"consistency":"`+level+`"`)
+		require.Contains(t, w.Body.String(), "no snapshot")
+	}
+	w := call(t, h, "GET", "/kv?prefix=a&consistency=eventual&keys-only", "")
+	require.NotContains(t, w.Body.String(), "siblings")
 }

@@ -162,7 +162,7 @@ func (n *testNode) start() {
 	cfg := DefaultConfig()
 	cfg.ReadSample = 0 // a test that wants samples says so
 	n.coord, err = NewCoordinator(cfg, Deps{
-		Self: n.id, Store: n.store, Replicas: wires{n.c, n}, Clock: n.clock, Logger: log, Registerer: n.reg,
+		Self: n.id, Store: n.store, Replicas: wires{n.c, n}, Scanner: wires{n.c, n}, Clock: n.clock, Logger: log, Registerer: n.reg,
 		Alive: func(id kv.NodeID) bool { return !n.c.node(id).dead.Load() },
 	})
 	require.NoError(t, err)
@@ -235,7 +235,7 @@ func (c *cluster) do(at kv.NodeID, timeout time.Duration, r *kv.Request, q kv.Qu
 	q, err := q.Resolve(kv.Quorum{N: len(c.nodes), R: 2, W: 2}, len(c.nodes))
 	require.NoError(c.t, err)
 	return c.node(at).coord.Do(ctx, Call{
-		Request: r, Partition: 3, Epoch: 1, Owners: c.owners(), Quorum: q, Resolver: c.resolver(), Repair: c.repair,
+		Request: r, ResolverOf: func([]byte) Resolver { return c.resolver() }, Partition: 3, Epoch: 1, Owners: c.owners(), Quorum: q, Resolver: c.resolver(), Repair: c.repair,
 	})
 }
 
@@ -290,6 +290,21 @@ func (w wires) Write(ctx context.Context, to kv.NodeID, r WriteRequest, done fun
 
 func (w wires) Read(ctx context.Context, to kv.NodeID, r ReadRequest, done func(ReadReply, error)) {
 	carry(w, ctx, to, done, func(n *testNode, reply func(ReadReply, error)) { reply(n.store.Read(r)) })
+}
+
+func (w wires) Scan(ctx context.Context, to kv.NodeID, r ScanRequest) (ScanReply, error) {
+	type answer struct {
+		reply ScanReply
+		err   error
+	}
+	answers := make(chan answer, 1)
+	if _, ok := ctx.Deadline(); !ok {
+		return ScanReply{}, fmt.Errorf("a scan without a deadline")
+	}
+	carry(w, ctx, to, func(reply ScanReply, err error) { answers <- answer{reply, err} },
+		func(n *testNode, reply func(ScanReply, error)) { reply(n.store.Scan(r)) })
+	a := <-answers
+	return a.reply, a.err
 }
 
 // carry delivers a call and its reply as the link between the nodes says, and fails it at its deadline.

@@ -22,7 +22,9 @@ type Deps struct {
 	Self     kv.NodeID
 	Store    *Store
 	Replicas Replica
-	Clock    *causal.Clock
+	// Scanner lists what other replicas hold. Nil: they cannot be listed.
+	Scanner Scanner
+	Clock   *causal.Clock
 	// Alive says what gossip believes of a node. It is cheap, and it is only a hint: a request that could still succeed
 	// is tried.
 	Alive func(kv.NodeID) bool
@@ -45,6 +47,8 @@ type Call struct {
 	Quorum   kv.Quorum
 	Resolver Resolver
 	Repair   RepairMode
+	// ResolverOf returns the resolver of a listed key, nil for one that this node does not know. For listings only.
+	ResolverOf func(key []byte) Resolver
 }
 
 // Coordinator serves requests of the levels eventual and local on behalf of a partition that this node replicates. It
@@ -123,7 +127,7 @@ func (c *Coordinator) do(ctx context.Context, call *Call) (kv.Response, error) {
 	if _, err := call.Quorum.Resolve(call.Quorum, len(call.Owners)); err != nil {
 		return kv.Response{}, err
 	}
-	if call.Resolver == nil {
+	if call.Resolver == nil && call.ResolverOf == nil {
 		return kv.Response{}, kv.Errorf(kv.CodeInternal, "the key's policy names a resolver that this node does not know")
 	}
 	if c.calls.isStopped() {
@@ -137,10 +141,14 @@ func (c *Coordinator) do(ctx context.Context, call *Call) (kv.Response, error) {
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.RequestTimeout)
 		defer cancel()
 	}
-	if r.Op.IsWrite() {
+	switch {
+	case r.Op.IsWrite():
 		return c.write(ctx, call)
+	case r.Op == kv.OpList:
+		return c.list(ctx, call)
+	default:
+		return c.read(ctx, call)
 	}
-	return c.read(ctx, call)
 }
 
 // participants returns the n replicas that take part in the call, and how many of them are believed alive: this node

@@ -134,7 +134,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 			Help: "Calls to replicas that have not been answered.",
 		}, outstanding),
 	}
-	for _, op := range []kv.Op{kv.OpGet, kv.OpPut, kv.OpDelete} {
+	for _, op := range []kv.Op{kv.OpGet, kv.OpPut, kv.OpDelete, kv.OpList} {
 		m.failures[op] = failures.WithLabelValues(op.String())
 	}
 	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures,

@@ -96,10 +96,7 @@ func (s *Store) Read(r ReadRequest) (ReadReply, error) {
 		if err != nil {
 			return ReadReply{}, unread(err)
 		}
-		if strong.Expiry <= now {
-			// The strong lane will leave a tombstone with this stamp.
-			strong.Deleted, strong.Value = true, nil
-		}
+		strong = expired(strong, now)
 	}
 	return ReadReply{HasStrong: found, Strong: strong, Set: set}, nil
 }
@@ -220,6 +217,21 @@ func (s *Store) strong(p kv.PartitionID, key []byte) (storage.Strong, bool, erro
 		return storage.Strong{}, false, kv.Errorf(kv.CodeNotReady, "this replica of partition %d is quarantined and being rebuilt", p)
 	}
 	return row, found, nil
+}
+
+// scanStrong calls fn for the keys of the strong lane from from on, like strong.
+func (s *Store) scanStrong(p kv.PartitionID, from []byte, fn func(key []byte, strong storage.Strong) bool) error {
+	g := p.Group()
+	before, sound := s.deps.Sound(g)
+	err := s.deps.State.ScanStrong(g, from, func(key []byte, strong storage.Strong) (bool, error) { return fn(key, strong), nil })
+	if err != nil {
+		s.deps.Distrust(g, err)
+		return unread(err)
+	}
+	if after, _ := s.deps.Sound(g); !sound || after != before {
+		return kv.Errorf(kv.CodeNotReady, "this replica of partition %d is quarantined and being rebuilt", p)
+	}
+	return nil
 }
 
 // unread is the error of a replica that could not read its own storage. Nothing was written.

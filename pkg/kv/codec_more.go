@@ -48,13 +48,42 @@ func appendMore(dst []byte, r *Request, more byte) []byte {
 }
 
 func appendListed(dst []byte, item *ListItem) []byte {
-	dst = append(dst, flagIf(!item.Timestamp.IsZero(), flagTimestamp))
+	dst = append(dst, flagIf(!item.Timestamp.IsZero(), flagTimestamp)|flagIf(len(item.Siblings) > 0, flagItemSiblings))
 	if !item.Timestamp.IsZero() {
 		dst = appendTime(dst, item.Timestamp)
 	}
 	dst = binary.AppendUvarint(dst, item.Version)
 	dst = appendBytes(dst, item.Key)
-	return appendBytes(dst, item.Value)
+	dst = appendBytes(dst, item.Value)
+	if len(item.Siblings) > 0 {
+		dst = binary.AppendUvarint(dst, uint64(len(item.Siblings)))
+		for i := range item.Siblings {
+			dst = appendSibling(dst, &item.Siblings[i])
+		}
+	}
+	return dst
+}
+
+// flagItemSiblings says that concurrent versions follow a listed item.
+const flagItemSiblings = 1 << 3
+
+func (d *decoder) listed(item *ListItem) {
+	flags := d.enum(flagTimestamp | flagItemSiblings)
+	if flags&flagTimestamp != 0 {
+		item.Timestamp = d.time()
+	}
+	item.Version = d.uvarint()
+	item.Key, item.Value = d.bytes(), d.bytes()
+	if flags&flagItemSiblings == 0 {
+		return
+	}
+	item.Siblings = make([]Sibling, d.count(siblingBytesMin))
+	for i := range item.Siblings {
+		d.sibling(&item.Siblings[i])
+	}
+	if len(item.Siblings) == 0 {
+		d.fail()
+	}
 }
 
 // more reads what appendMore wrote, flags included. What is empty has no flag.
@@ -104,12 +133,7 @@ func (d *decoder) moreOfResponse(r *Response) {
 	if more&flagListed != 0 {
 		r.Listed = make([]ListItem, d.count(itemBytesMin-1))
 		for i := range r.Listed {
-			item := &r.Listed[i]
-			if d.enum(flagTimestamp) != 0 {
-				item.Timestamp = d.time()
-			}
-			item.Version = d.uvarint()
-			item.Key, item.Value = d.bytes(), d.bytes()
+			d.listed(&r.Listed[i])
 		}
 	}
 	if more&flagExpires != 0 {

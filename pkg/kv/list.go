@@ -29,6 +29,18 @@ type ListItem struct {
 	Key, Value []byte
 	Version    uint64
 	Timestamp  time.Time
+	// Siblings holds all concurrent versions when there is more than one and the key's resolver keeps them; then there is
+	// no Value.
+	Siblings []Sibling
+}
+
+// Bytes is what the item takes of ListBytesMax.
+func (i *ListItem) Bytes() int {
+	size := len(i.Key) + len(i.Value)
+	for s := range i.Siblings {
+		size += len(i.Siblings[s].Value)
+	}
+	return size
 }
 
 // validateList checks a listing.

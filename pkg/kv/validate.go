@@ -37,7 +37,10 @@ func (r *Request) Validate(l Limits) error {
 		return r.validateStrong(l)
 	}
 	if r.Op == OpList {
-		return Errorf(CodeBadRequest, "keys can be listed at level strong only, not at %s, in this version", r.Level)
+		if r.Quorum != (Quorum{}) {
+			return Errorf(CodeBadRequest, "a listing asks as many replicas as the policy says; n, r and w go with single keys")
+		}
+		return r.validateList()
 	}
 	if r.Op == OpBatch {
 		return Errorf(CodeBadRequest, "an atomic batch is applied at level strong, not at %s", r.Level)

@@ -69,6 +69,15 @@ func (h handler) HandleRead(_ kv.NodeID, r quorum.ReadRequest, reply func(quorum
 	h.spawn(func() { reply(h.n.eventual.Read(r)) })
 }
 
+// HandleScan implements transport.Handler.
+func (h handler) HandleScan(_ kv.NodeID, r quorum.ScanRequest, reply func(quorum.ScanReply, error)) {
+	if err := h.n.checkEpoch(r.Partition, r.Epoch); err != nil {
+		reply(quorum.ScanReply{}, err)
+		return
+	}
+	h.spawn(func() { reply(h.n.eventual.Scan(r)) })
+}
+
 // HandleForward implements transport.Handler. Admission was passed where the user's request came in, but this node has
 // its own budget too.
 func (h handler) HandleForward(_ kv.NodeID, r kv.Request, deadline time.Time, reply func(kv.Response, error)) {

@@ -10,6 +10,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/meta"
 	"github.com/caprockdb/caprock/pkg/storage"
+	"github.com/caprockdb/caprock/quorum"
 	"github.com/caprockdb/caprock/ring"
 )
 
@@ -20,8 +21,8 @@ const (
 	listExpiredMax = 8
 )
 
-// list asks every partition for its part of the page and merges them. Each part is linearizable, all of them together are
-// no snapshot. Keys whose prefix has a whole {tag} lie in one partition, which is then the only one that is asked.
+// list asks every partition for its part of the page and merges them. Each part is what its level says, all of them
+// together are no snapshot. Keys whose prefix has a whole {tag} lie in one partition, which is then the only one that is asked.
 func (n *Node) list(ctx context.Context, st *meta.State, r *kv.Request) (kv.Response, error) {
 	if ring.HasTag(r.List.Prefix) {
 		return n.listOne(ctx, r, st.Map.PartitionOf(r.List.Prefix))
@@ -43,7 +44,7 @@ func (n *Node) list(ctx context.Context, st *meta.State, r *kv.Request) (kv.Resp
 			return kv.Response{}, err
 		}
 	}
-	res := kv.Response{Found: true, Settled: true, Level: kv.LevelStrong, Coordinator: n.id.Node}
+	res := kv.Response{Found: true, Settled: r.Level == kv.LevelStrong, Level: r.Level, Coordinator: n.id.Node}
 	res.Listed, res.More = mergeLists(parts, r.List.Limit)
 	for _, part := range parts {
 		for _, id := range part.Replicas {
@@ -64,7 +65,16 @@ func (n *Node) listOne(ctx context.Context, r *kv.Request, p kv.PartitionID) (kv
 	if err != nil {
 		return kv.Response{}, err
 	}
-	return n.routeStrong(ctx, rt)
+	if r.Level == kv.LevelStrong {
+		return n.routeStrong(ctx, rt)
+	}
+	return n.routeEventual(ctx, rt)
+}
+
+// resolverOf returns the resolver of a key that a listing found, by the policy of that key.
+func (rt *route) resolverOf(key []byte) quorum.Resolver {
+	policy, _ := rt.state.PolicyFor(key)
+	return quorum.ResolverByName(policy.Resolver)
 }
 
 // mergeLists merges parts, each in the order of its keys, into one page. What a part that has more would go on with is
@@ -84,7 +94,7 @@ func mergeLists(parts []kv.Response, limit int) (page []kv.ListItem, more bool) 
 	slices.SortFunc(page, func(a, b kv.ListItem) int { return bytes.Compare(a.Key, b.Key) })
 	size := 0
 	for i := range page {
-		size += len(page[i].Key) + len(page[i].Value)
+		size += page[i].Bytes()
 		if i == limit || i > 0 && size > kv.ListBytesMax || bound != nil && bytes.Compare(page[i].Key, bound) > 0 {
 			return page[:i], true
 		}

@@ -183,7 +183,7 @@ func (n *Node) composeEventual(deps Deps) (err error) {
 		return err
 	}
 	n.coordinator, err = quorum.NewCoordinator(n.cfg.Coordinator, quorum.Deps{
-		Self: n.id.Node, Store: n.eventual, Replicas: n.mux, Clock: n.clock, Logger: n.log,
+		Self: n.id.Node, Store: n.eventual, Replicas: n.mux, Scanner: n.mux, Clock: n.clock, Logger: n.log,
 		Registerer: deps.Registerer, Alive: n.alive, Distance: n.distance, Seed: n.rand.Uint64(),
 	})
 	if err != nil {

@@ -69,6 +69,9 @@ func (n *Node) route(ctx context.Context, r *kv.Request) (kv.Response, error) {
 		return kv.Response{}, err
 	}
 	if rt.request.Level != kv.LevelStrong {
+		if rt.request.Op == kv.OpList && !rt.request.List.Single {
+			return n.list(ctx, rt.state, rt.request)
+		}
 		return n.routeEventual(ctx, rt)
 	}
 	var res kv.Response
@@ -385,7 +388,7 @@ func (n *Node) routeEventual(ctx context.Context, rt route) (kv.Response, error)
 	if owner && !fast {
 		return n.coordinator.Do(ctx, quorum.Call{
 			Request: rt.request, Partition: rt.partition, Epoch: rt.state.Map.Epoch, Owners: rt.owners,
-			Quorum: rt.quorum, Resolver: rt.resolver,
+			Quorum: rt.quorum, Resolver: rt.resolver, ResolverOf: rt.resolverOf,
 		})
 	}
 	if rt.request.Hops >= hopsMax {

@@ -220,7 +220,8 @@ func (c *chaosNode) HandleRead(kv.NodeID, quorum.ReadRequest, func(quorum.ReadRe
 
 func (c *chaosNode) HandleForward(kv.NodeID, kv.Request, time.Time, func(kv.Response, error)) {}
 
-func (c *chaosNode) HandleExchange(kv.NodeID, []byte, func([]byte, error)) {}
+func (c *chaosNode) HandleScan(kv.NodeID, quorum.ScanRequest, func(quorum.ScanReply, error)) {}
+func (c *chaosNode) HandleExchange(kv.NodeID, []byte, func([]byte, error))                   {}
 
 func (c *chaosNode) HandleMeta(kv.NodeID, []byte, func([]byte, error)) {}
 

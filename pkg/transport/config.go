@@ -188,6 +188,7 @@ type Handler interface {
 	HandleRaft(from kv.NodeID, frame []byte)
 	HandleWrite(from kv.NodeID, w quorum.WriteRequest, reply func(quorum.WriteReply, error))
 	HandleRead(from kv.NodeID, r quorum.ReadRequest, reply func(quorum.ReadReply, error))
+	HandleScan(from kv.NodeID, r quorum.ScanRequest, reply func(quorum.ScanReply, error))
 	HandleForward(from kv.NodeID, r kv.Request, deadline time.Time, reply func(kv.Response, error))
 	HandleExchange(from kv.NodeID, payload []byte, reply func([]byte, error))
 	HandleMeta(from kv.NodeID, payload []byte, reply func([]byte, error))

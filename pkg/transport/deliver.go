@@ -178,6 +178,14 @@ func (m *Mux) dispatch(p *peer, k kind, id uint64, payload []byte) error {
 		m.handler.HandleForward(p.id, r, time.Now().Add(min(timeout, m.cfg.CallTimeoutMax)), func(r kv.Response, err error) {
 			p.respondWith(id, err, func(dst []byte) []byte { return kv.AppendResponse(dst, &r) })
 		})
+	case kindScan:
+		r, err := decodeScan(epoch, body)
+		if err != nil {
+			return err
+		}
+		m.handler.HandleScan(p.id, r, func(r quorum.ScanReply, err error) {
+			p.respondWith(id, err, func(dst []byte) []byte { return appendScanReply(dst, &r) })
+		})
 	case kindExchange:
 		m.handler.HandleExchange(p.id, body, p.respondBytes(id))
 	case kindPull:

@@ -42,11 +42,13 @@ const (
 	// bulk.go.
 	kindPull
 	kindPullReply
+	// kindScan asks for a replica's part of a listing.
+	kindScan
 	kindsEnd
 )
 
 var kindNames = [kindsEnd]string{
-	"void", "raft", "write", "read", "forward", "exchange", "meta", "reply", "pull", "pull reply",
+	"void", "raft", "write", "read", "forward", "exchange", "meta", "reply", "pull", "pull reply", "scan",
 }
 
 func (k kind) String() string {
@@ -57,7 +59,9 @@ func (k kind) String() string {
 }
 
 // isRequest reports whether the frame wants a reply.
-func (k kind) isRequest() bool { return k >= kindWrite && k <= kindMeta || k == kindPull }
+func (k kind) isRequest() bool {
+	return k >= kindWrite && k <= kindMeta || k == kindPull || k == kindScan
+}
 
 // isReply reports whether the frame answers a request.
 func (k kind) isReply() bool { return k == kindReply || k == kindPullReply }

@@ -62,6 +62,7 @@ type fakeNode struct {
 	onWrite  func(quorum.WriteRequest) (quorum.WriteReply, error)
 	onRead   func(quorum.ReadRequest) (quorum.ReadReply, error)
 	onFwd    func(kv.Request, time.Time) (kv.Response, error)
+	onScan   func(quorum.ScanRequest) (quorum.ScanReply, error)
 	onOpaque func([]byte) ([]byte, error)
 }
 
@@ -123,6 +124,10 @@ func (n *fakeNode) HandleRead(_ kv.NodeID, r quorum.ReadRequest, reply func(quor
 
 func (n *fakeNode) HandleForward(_ kv.NodeID, r kv.Request, deadline time.Time, reply func(kv.Response, error)) {
 	n.answer(func() { reply(n.onFwd(r, deadline)) })
+}
+
+func (n *fakeNode) HandleScan(_ kv.NodeID, r quorum.ScanRequest, reply func(quorum.ScanReply, error)) {
+	n.answer(func() { reply(n.onScan(r)) })
 }
 
 func (n *fakeNode) HandleExchange(_ kv.NodeID, b []byte, reply func([]byte, error)) {

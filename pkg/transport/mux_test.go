@@ -58,6 +58,13 @@ func TestEveryKindOfTrafficArrivesWhole(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, response, resp)
 
+		two.node.onScan = func(r quorum.ScanRequest) (quorum.ScanReply, error) {
+			return quorum.ScanReply{Rows: []quorum.ScanRow{{Key: r.Prefix}}, More: true}, nil
+		}
+		scan, err := one.Scan(in3s, 2, quorum.ScanRequest{Prefix: []byte("p"), Limit: 1})
+		require.NoError(t, err)
+		require.Equal(t, quorum.ScanReply{Rows: []quorum.ScanRow{{Key: []byte("p")}}, More: true}, scan)
+
 		two.node.onOpaque = func(b []byte) ([]byte, error) { return append([]byte("re:"), b...), nil }
 		for _, call := range []func(context.Context, kv.NodeID, []byte) ([]byte, error){one.Exchange, one.Meta} {
 			b, err := call(ctx, 2, []byte("payload"))
