@@ -108,6 +108,9 @@ func (s *scanOp) run(ctx context.Context) (parts []ScanReply, from []kv.NodeID, 
 		case Met:
 			return parts, from, nil
 		case Unreachable:
+			if ctx.Err() != nil {
+				return nil, nil, s.failed(kv.CodeDeadlineExceeded) // the scans ended with it
+			}
 			return nil, nil, s.failed(kv.CodeQuorumUnavailable)
 		case Pending:
 		}
