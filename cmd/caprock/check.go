@@ -119,14 +119,15 @@ func (c *connection) check(ctx context.Context, args []string) ([]checkReport, e
 func (c *connection) checkOne(ctx context.Context, cl *client.Client, p int) (r checkReport, err error) {
 	for start := time.Now(); ; {
 		raw, err := cl.StatusContext(ctx, fmt.Sprintf("check/%d", p))
-		if err == nil {
+		known := err == nil
+		if known {
 			r = checkReport{}
 			if err := json.Unmarshal(raw, &r); err != nil {
 				return r, fmt.Errorf("the answer about partition %d: %w", p, err)
 			}
 		}
 		switch expired := time.Since(start) > c.timeout || ctx.Err() != nil; {
-		case err == nil && (r.Done || expired):
+		case known && r.Done, expired && r.Index > 0:
 			return r, nil
 		case err != nil && (expired || !kv.AsError(err).Retryable):
 			// A question changes nothing: however it failed, there is no outcome to be unsure of.

@@ -229,6 +229,9 @@ func (n *Node) checkDocument(p kv.PartitionID, r consensus.CheckResult) CheckDoc
 	}
 }
 
+// checkAnswerTime is left of a check's deadline for its answer.
+const checkAnswerTime = 500 * time.Millisecond
+
 // CheckPartition has the replicas of a partition compare their state and says what came of it by the time ctx ends; false
 // when there is no such partition, an error when the check could not begin.
 func (n *Node) CheckPartition(ctx context.Context, p kv.PartitionID) (CheckDocument, bool, error) {
@@ -242,6 +245,12 @@ func (n *Node) CheckPartition(ctx context.Context, p kv.PartitionID) (CheckDocum
 	defer n.gate.leave()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if deadline, ok := ctx.Deadline(); ok {
+		// Whoever asks is to hear what is known by then, for instance that a node is silent because it is dead.
+		var early context.CancelFunc
+		ctx, early = context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/4, checkAnswerTime)))
+		defer early()
+	}
 	stop := context.AfterFunc(n.gate.closing, cancel)
 	defer stop()
 	if !m.Owns(p, n.id.Node) {
