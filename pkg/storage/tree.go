@@ -130,8 +130,8 @@ type tree struct {
 	// held across I/O.
 	turn, folding chan struct{}
 
-	mu       sync.Mutex // guards what follows; never held across I/O
-	digests  *TreeDigests
+	mu       sync.Mutex   // guards what follows; never held across I/O
+	digests  *TreeDigests // nil for a partition without rows
 	segments [TreeSegments]segment
 	// changes have not been folded in.
 	changes []change
@@ -159,11 +159,27 @@ func (s *segment) still(since *segment) bool {
 }
 
 func newTree(p kv.PartitionID) *tree {
-	t := &tree{partition: p, turn: make(chan struct{}, 1), folding: make(chan struct{}, 1), digests: &TreeDigests{}}
+	t := &tree{partition: p, turn: make(chan struct{}, 1), folding: make(chan struct{}, 1)}
 	for i := range t.segments {
 		t.segments[i] = segment{number: 1, sealed: true}
 	}
 	return t
+}
+
+// sums returns the digests to be changed; a partition without rows has none yet. mu must be held.
+func (t *tree) sums() *TreeDigests {
+	if t.digests == nil {
+		t.digests = &TreeDigests{}
+	}
+	return t.digests
+}
+
+// copied returns a copy of the digests. mu must be held.
+func (t *tree) copied() (out TreeDigests) {
+	if t.digests != nil {
+		out = *t.digests
+	}
+	return out
 }
 
 // change is a row of E that a batch changes.

@@ -104,7 +104,7 @@ func (l *treeLoader) partition(p kv.PartitionID) error {
 		switch kind {
 		case treeNode:
 			err = l.use(formatNode, func(payload []byte) (err error) {
-				t.digests[n], err = decodeNodeDigest(payload)
+				t.sums()[n], err = decodeNodeDigest(payload)
 				return err
 			})
 			n >>= treeNodeBits - treeSegmentBits
