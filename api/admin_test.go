@@ -106,7 +106,7 @@ func TestPolicies(t *testing.T) {
 	require.Equal(t, 200, w.Code, w.Body)
 	require.JSONEq(t, whole, w.Body.String())
 	require.Equal(t, kv.Policy{
-		Prefix: []byte("user:/"), Default: kv.LevelEventual, Quorum: kv.Quorum{N: 3, R: 2, W: 1}, Resolver: "siblings",
+		Prefix: []byte("user:/"), Default: kv.LevelEventual, Quorum: kv.Quorum{N: 3, R: 2, W: 1}, Resolver: "siblings", ReadRepair: "background",
 	}, node.policies["user:/"])
 	require.JSONEq(t, whole, call(t, h, "GET", "/admin/policies/user:/", "").Body.String())
 
@@ -118,6 +118,10 @@ func TestPolicies(t *testing.T) {
 		require.NoError(t, json.Unmarshal(call(t, h, "GET", target, "").Body.Bytes(), &list))
 		require.Len(t, list.Policies, 2)
 	}
+
+	w = call(t, h, "PUT", "/admin/policies/all", `{"resolver":"expr","expr":"a.value > b.value","ttl":"90s","read_repair":"off"}`, jsonType)
+	require.JSONEq(t, `{"prefix":"all","default":null,"lanes":"mixed","n":null,"r":null,"w":null,"resolver":"expr","expr":"a.value > b.value",
+		"ttl":"1m30s","durability":"sync","read_repair":"off","state":"active"}`, w.Body.String())
 
 	require.JSONEq(t, `{"prefix":"user:/","found":true}`, call(t, h, "DELETE", "/admin/policies/user:/", "").Body.String())
 	require.JSONEq(t, `{"prefix":"user:/","found":false}`, call(t, h, "DELETE", "/admin/policies/user:/", "").Body.String())
@@ -144,14 +148,15 @@ func TestBadPoliciesChangeNothing(t *testing.T) {
 		`{"n":0}`:                         {kv.CodeBadQuorum, "n=0"},
 		`{"w":-1}`:                        {kv.CodeBadQuorum, "w=-1"},
 		`{"n":2,"r":3}`:                   {kv.CodeBadQuorum, "r=3"},
-		`{"resolver":"newest"}`:           {kv.CodeBadRequest, "newest"},
-		`{"resolver":"counter"}`:          {kv.CodeBadRequest, "not supported"},
+		`{"resolver":"new est"}`:          {kv.CodeBadRequest, "resolver"},
+		`{"resolver":"expr"}`:             {kv.CodeBadRequest, "needs expr"},
 		`{"lanes":"strong-only"}`:         {kv.CodeBadRequest, "not supported"},
 		`{"lanes":"weak"}`:                {kv.CodeBadRequest, "weak"},
-		`{"expr":"a+b"}`:                  {kv.CodeBadRequest, "not supported"},
-		`{"ttl":"5s"}`:                    {kv.CodeBadRequest, "not supported"},
+		`{"expr":"true"}`:                 {kv.CodeBadRequest, "expr goes with"},
+		`{"ttl":"soon"}`:                  {kv.CodeBadRequest, "soon"},
+		`{"ttl":5}`:                       {kv.CodeBadRequest, "not a string"},
 		`{"durability":"async"}`:          {kv.CodeBadRequest, "not supported"},
-		`{"read_repair":"off"}`:           {kv.CodeBadRequest, "not supported"},
+		`{"read_repair":"never"}`:         {kv.CodeBadRequest, "never"},
 		`{"state":"active"}`:              {kv.CodeBadRequest, `unknown field "state"`},
 		strings.Repeat(" ", 1<<20) + `{}`: {kv.CodeValueTooLarge, "1048576"},
 	} {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -13,9 +14,8 @@ const policyMethods = "GET, HEAD, PUT, DELETE"
 
 // Values of policy fields that this version has no alternative to.
 const (
-	lanesMixed           = "mixed"
-	durabilitySync       = "sync"
-	readRepairBackground = "background"
+	lanesMixed     = "mixed"
+	durabilitySync = "sync"
 )
 
 // policy serves /admin/policies/{prefix}.
@@ -185,15 +185,21 @@ func decodePolicyField(p *kv.Policy, name string, raw json.RawMessage) *kv.Error
 		return nil
 	case "resolver":
 		p.Resolver = value
-		return onlySupported(name, value, []string{kv.ResolverLWW, kv.ResolverSiblings}, "max", "min", "union", "counter", "expr")
+		return nil
+	case "expr":
+		p.Expr = value
+		return nil
 	case "lanes":
 		return onlySupported(name, value, []string{lanesMixed}, "strong-only", "eventual-only")
 	case "durability":
 		return onlySupported(name, value, []string{durabilitySync}, "async")
 	case "read_repair":
-		return onlySupported(name, value, []string{readRepairBackground}, "blocking", "off")
-	default: // expr and ttl have no value that this version honours
-		return kv.Errorf(kv.CodeBadRequest, "field %q is not supported by this version", name)
+		p.ReadRepair = value
+		return onlySupported(name, value, []string{kv.RepairBackground, kv.RepairBlocking, kv.RepairOff})
+	default: // ttl
+		var err *kv.Error
+		p.TTL, err = parseTTL(value)
+		return err
 	}
 }
 
@@ -238,12 +244,21 @@ func appendPolicy(dst []byte, p *kv.Policy) []byte {
 			dst = strconv.AppendInt(dst, int64(count.value), 10)
 		}
 	}
-	resolver := p.Resolver
-	if resolver == "" {
-		resolver = kv.ResolverLWW
-	}
 	dst = append(dst, `,"resolver":`...)
-	dst = appendText(dst, resolver)
-	return append(dst, `,"expr":null,"ttl":null,"durability":"`+durabilitySync+`","read_repair":"`+readRepairBackground+
-		`","state":"active"}`...)
+	dst = appendText(dst, cmp.Or(p.Resolver, kv.ResolverLWW))
+	dst = append(dst, `,"expr":`...)
+	if p.Expr == "" {
+		dst = append(dst, "null"...)
+	} else {
+		dst = appendText(dst, p.Expr)
+	}
+	dst = append(dst, `,"ttl":`...)
+	if p.TTL == 0 {
+		dst = append(dst, "null"...)
+	} else {
+		dst = appendText(dst, p.TTL.String())
+	}
+	dst = append(dst, `,"durability":"`+durabilitySync+`","read_repair":`...)
+	dst = appendText(dst, cmp.Or(p.ReadRepair, kv.RepairBackground))
+	return append(dst, `,"state":"active"}`...)
 }

@@ -102,7 +102,6 @@ func TestBadRequestsAreRefusedAndWriteNothing(t *testing.T) {
 		{"unknown parameter on DELETE", "DELETE", "/kv/a?timeot=1s", "", nil, 400, kv.CodeBadRequest, `"timeout"`},
 		{"repeated parameter", "GET", "/kv/a?consistency=strong&consistency=eventual", "", nil, 400, kv.CodeBadRequest, "more than once"},
 		{"bad escape in the query", "GET", "/kv/a?consistency=%zz", "", nil, 400, kv.CodeBadRequest, "escape"},
-		{"ttl at eventual", "PUT", "/kv/a?ttl=1s&consistency=eventual", value, nil, 400, kv.CodeBadRequest, "strong"},
 		{"ttl of a delete", "DELETE", "/kv/a?ttl=1s", "", nil, 400, kv.CodeBadRequest, "put"},
 		{"ttl on GET", "GET", "/kv/a?ttl=1s", "", nil, 400, kv.CodeBadRequest, "read"},
 		{"ttl nonsense", "PUT", "/kv/a?ttl=soon", value, nil, 400, kv.CodeBadRequest, "ttl"},

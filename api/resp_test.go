@@ -112,7 +112,9 @@ func TestSetCanExpire(t *testing.T) {
 	require.Equal(t, 5*time.Second, node.requests[0].TTL)
 	require.Equal(t, 1500*time.Millisecond, node.requests[1].TTL)
 	require.Equal(t, "+OK", c.do("CONSISTENCY", "eventual"))
-	require.Contains(t, c.do("SET", "a", "1", "EX", "5"), "-BAD_REQUEST")
+	require.Equal(t, "+OK", c.do("SET", "a", "1", "EX", "5"))
+	require.Equal(t, kv.LevelEventual, node.requests[2].Level)
+	require.Equal(t, 5*time.Second, node.requests[2].TTL)
 }
 
 func TestRedisCommands(t *testing.T) {

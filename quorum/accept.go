@@ -1,7 +1,10 @@
 package quorum
 
 import (
+	"time"
+
 	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
@@ -71,6 +74,11 @@ type draft struct {
 	base    causal.Position
 	deleted bool
 	value   []byte
+	// blind says that the write came without a context, rather than with one of a reader that found nothing.
+	blind bool
+	// ttl is how long the value is there, 0 for ever; expiry is when that ends, which its first attempt decides.
+	ttl    time.Duration
+	expiry causal.HLC
 }
 
 // placement is what became of placing a draft.
@@ -88,13 +96,20 @@ const (
 	placementHealing
 	// placementCovered: the strong lane has taken in an earlier attempt of this very write.
 	placementCovered
+	// placementImpossible: the resolver can make nothing of the write.
+	placementImpossible
 )
 
 // place puts the draft on top of what the coordinator holds, as the attempt with the dot, based on a log position that
 // was really appended. A new attempt takes the place of the write's earlier one and keeps the original context.
-func (v *versions) place(d *draft, dot causal.Dot, base causal.Position, keeps bool, siblingsMax int) (causal.SiblingSet, placement) {
+//
+// The error goes with placementImpossible, and is a *kv.Error.
+func (v *versions) place(
+	d *draft, dot causal.Dot, base causal.Position, r Resolver, siblingsMax int,
+) (causal.SiblingSet, placement, error) {
+	keeps := r.KeepsSiblings()
 	if !d.id.IsZero() && v.hasStrong && v.coversID(d.id) {
-		return causal.SiblingSet{}, placementCovered
+		return causal.SiblingSet{}, placementCovered, nil
 	}
 	top := v.highest()
 	if d.above.After(top) {
@@ -110,30 +125,82 @@ func (v *versions) place(d *draft, dot causal.Dot, base causal.Position, keeps b
 	if !stamp.After(top) || dot.Time <= v.repair.Promised || v.set.Covers(dot) || d.context.Covers(dot) {
 		// A vector covers all of a node's dots up to its entry, so that a reading which was overtaken by a later one
 		// of this node would be taken for superseded.
-		return causal.SiblingSet{}, placementEarly
+		return causal.SiblingSet{}, placementEarly, nil
 	}
-	id := d.id
-	if id.IsZero() {
-		id = dot
+	s := causal.Sibling{ID: d.id, Dot: dot, Stamp: stamp, Deleted: d.deleted, Value: d.value, Expiry: d.expiry}
+	if d.id.IsZero() {
+		s.ID = dot
+		if d.ttl > 0 {
+			s.Expiry = causal.MakeHLC(dot.Time.Millis()+d.ttl.Milliseconds(), 0)
+		}
 	}
-	held := v.surviving(v.set, keeps).Drop(func(s causal.Sibling) bool { return s.ID != id })
-	set := held.Put(causal.Sibling{
-		ID: id, Dot: dot, Stamp: stamp, Deleted: d.deleted, Value: d.value,
-	}, d.reads(held, keeps))
+	expiry := s.Expiry
+	if f, ok := r.(Folder); ok && !d.deleted {
+		if err := v.fold(&s, d, f); err != nil {
+			return causal.SiblingSet{}, placementImpossible, err
+		}
+	}
+	held := v.surviving(v.set, keeps).Drop(func(h causal.Sibling) bool { return h.ID != s.ID })
+	set := held.Put(s, d.reads(held, r))
 	if len(set.Siblings) > siblingsMax && len(set.Siblings) > len(v.set.Siblings) {
-		return causal.SiblingSet{}, placementFull
+		return causal.SiblingSet{}, placementFull, nil
 	}
-	return set, placementMade
+	d.expiry = expiry
+	return set, placementMade, nil
 }
 
-// reads returns what the write replaces. Where siblings are kept it is exactly the context that came with it, nothing
-// for a blind write. Where the last writer wins it is all that the coordinator holds: the new stamp is above all of
-// that, so that no reader could tell, and the set stays small.
-func (d *draft) reads(held causal.SiblingSet, keeps bool) causal.Vector {
-	if keeps && mutant.Planted != mutant.BlindWriteCovers {
-		return d.context
+// fold makes of the sibling what the resolver makes of the draft and the live versions that it takes in. What has no version
+// above it takes in the strong lane's state.
+func (v *versions) fold(s *causal.Sibling, d *draft, r Folder) error {
+	now := s.Dot.Time
+	visible := v.visible(true)
+	held := make([]causal.Sibling, 0, len(visible)+1)
+	for _, h := range visible {
+		if !h.Deleted && !h.ExpiredAt(now) && (d.blind || !d.context.Covers(h.Dot)) {
+			held = append(held, h)
+		}
 	}
-	return held.Context.Join(d.context)
+	if len(visible) == 0 && d.blind && v.hasStrong && !v.strong.Deleted {
+		dot := causal.Dot{Node: v.strong.Stamp.Node, Time: v.strong.Stamp.Time}
+		base := causal.Sibling{ID: dot, Dot: dot, Stamp: v.strong.Stamp, Value: v.strong.Value, Expiry: v.strong.Expiry}
+		if !base.ExpiredAt(now) {
+			held = append(held, base)
+		}
+	}
+	value, err := r.Fold(Fold{Value: d.value, Again: !d.id.IsZero(), Held: held, Dot: s.Dot, Last: v.last(s.Dot.Node)})
+	if err != nil {
+		return err
+	}
+	s.Value = value
+	_, s.State = r.(Counter)
+	if s.Expiry != 0 && len(held) > 0 {
+		if held := latestExpiry(held); held == 0 || held > s.Expiry {
+			s.Expiry = held
+		}
+	}
+	return nil
+}
+
+// last returns the node's last dot in the set, zero if it might have had a later one that was forgotten.
+func (v *versions) last(node kv.NodeID) causal.Dot {
+	for _, d := range v.set.Context {
+		if d.Node == node && d.Time > v.forgotten {
+			return d
+		}
+	}
+	return causal.Dot{}
+}
+
+// reads returns what the write replaces. Where siblings are kept it is exactly the context that came with it; for a blind
+// write the resolver says whether that is all or nothing. What was folded into the write it replaces. Where the last writer
+// wins it is all that the coordinator holds: the new stamp is above all of that, so that no reader could tell, and the set
+// stays small.
+func (d *draft) reads(held causal.SiblingSet, r Resolver) causal.Vector {
+	all := !r.KeepsSiblings() || d.blind && r.Blind() != BlindStays || !d.deleted && r.Blind() == BlindFolds
+	if all || mutant.Planted == mutant.BlindWriteCovers {
+		return held.Context.Join(d.context)
+	}
+	return d.context
 }
 
 // writerContext returns the context that the writer gets back: it covers the write itself and what the write replaced.

@@ -33,6 +33,8 @@ type cluster struct {
 	keeps bool
 	// repair is the mode of all requests.
 	repair RepairMode
+	// resolves is the resolver of all keys; nil: as keeps says.
+	resolves Resolver
 	// carried counts the messages under way.
 	carried sync.WaitGroup
 }
@@ -156,7 +158,7 @@ func (n *testNode) start() {
 	n.store, err = NewStore(DefaultConfig(), StoreDeps{
 		State: n.engine.State(), Committer: n.disk, Clock: n.clock, Logger: log, Registerer: n.reg,
 		Positions:     func(kv.GroupID) causal.Position { return *n.position.Load() },
-		KeepsSiblings: func([]byte) bool { return n.c.keeps },
+		KeepsSiblings: func([]byte) bool { return n.c.resolver().KeepsSiblings() },
 	})
 	require.NoError(t, err)
 	cfg := DefaultConfig()
@@ -219,6 +221,9 @@ func (c *cluster) owners() []kv.NodeID {
 }
 
 func (c *cluster) resolver() Resolver {
+	if c.resolves != nil {
+		return c.resolves
+	}
 	if c.keeps {
 		return Siblings{}
 	}

@@ -36,6 +36,10 @@ func (c *Coordinator) list(ctx context.Context, call *Call) (kv.Response, error)
 	res := kv.Response{Found: true, Level: call.Request.Level, Acks: call.Quorum.R, Coordinator: c.deps.Self}
 	ask := ScanRequest{Partition: call.Partition, Epoch: call.Epoch, Prefix: q.Prefix, After: q.After}
 	size := 0
+	now, err := c.deps.Clock.Now()
+	if err != nil {
+		return kv.Response{}, kv.Errorf(kv.CodeInternal, "it could not be told what has expired: %w", err)
+	}
 	for {
 		ask.Limit = min(max(q.Limit-len(res.Listed)+1, scanRowsMin), kv.ListItemsMax+1)
 		s := &scanOp{c: c, call: call, ask: ask, alive: alive, plan: newReadPlan(nodes, call.Quorum.R)}
@@ -49,7 +53,7 @@ func (c *Coordinator) list(ctx context.Context, call *Call) (kv.Response, error)
 			}
 		}
 		page, more := mergeScans(parts, ask.Limit)
-		items, err := listItems(page, call.ResolverOf, q.KeysOnly)
+		items, err := listItems(page, call.ResolverOf, q.KeysOnly, now)
 		if err != nil {
 			return kv.Response{}, err
 		}

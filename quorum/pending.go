@@ -29,7 +29,10 @@ type stripe struct {
 	// mu guards the map, every entry in it and every commit of those entries. Nothing is called under it but pure code.
 	mu      sync.Mutex
 	entries map[entryKey]*entry
-	_       [40]byte // keeps neighbours off one another's cache line
+	// forgotten is the latest time of anything that was taken back because its commit failed: dots up to it may be on
+	// other replicas and not be known here.
+	forgotten causal.HLC
+	_         [32]byte // keeps neighbours off one another's cache line
 }
 
 type entryKey struct {
@@ -200,6 +203,7 @@ func (c *commit) done(err error) {
 	case !c.filling:
 		// Nothing of it reached the committer's batch, and everything since the last fill waits for this commit.
 		invariant.Check(err != nil, "a commit of key %q succeeded without having been filled", e.id.key)
+		e.stripe.forgotten = max(e.stripe.forgotten, e.set.Context.Latest())
 		e.queued, e.set = nil, e.settled
 	case err != nil:
 		e.suspect = true

@@ -321,6 +321,12 @@ func (c *Coordinator) answer(call *Call, v *versions, nodes []kv.NodeID) (kv.Res
 		Level: r.Level, Acks: len(nodes), Replicas: nodes, Coordinator: c.deps.Self,
 		Context: causal.EncodeContext(r.Key, v.set.Context),
 	}
+	if v.expires() {
+		var err error
+		if v.now, err = c.deps.Clock.Now(); err != nil {
+			return kv.Response{}, kv.Errorf(kv.CodeInternal, "it could not be told what has expired: %w", err)
+		}
+	}
 	err := v.resolve(&res, call.Resolver, r.Siblings)
 	return res, err
 }

@@ -156,8 +156,8 @@ func expired(s storage.Strong, now causal.HLC) storage.Strong {
 	return s
 }
 
-// listItems makes answers out of rows: the keys that a reader would find, as it would find them.
-func listItems(page []scanned, resolver func(key []byte) Resolver, keysOnly bool) ([]kv.ListItem, error) {
+// listItems makes answers out of rows: the keys that a reader would find now, as it would find them.
+func listItems(page []scanned, resolver func(key []byte) Resolver, keysOnly bool, now causal.HLC) ([]kv.ListItem, error) {
 	var out []kv.ListItem
 	for i := range page {
 		row := &page[i]
@@ -165,6 +165,7 @@ func listItems(page []scanned, resolver func(key []byte) Resolver, keysOnly bool
 		if r == nil {
 			return nil, kv.Errorf(kv.CodeInternal, "the policy of a listed key names a resolver that this node does not know")
 		}
+		row.now = now
 		var found kv.Response
 		if err := row.resolve(&found, r, kv.SiblingsDefault); err != nil {
 			return nil, err

@@ -44,6 +44,8 @@ type Store struct {
 	deps    StoreDeps
 	pending *pendingKeys
 	metrics *storeMetrics
+	// began is past all readings of this node's earlier lives.
+	began causal.HLC
 }
 
 // NewStore returns the local replica.
@@ -70,6 +72,7 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 		cfg: cfg, deps: deps,
 		pending: newPendingKeys(deps.Committer),
 		metrics: newStoreMetrics(deps.Registerer),
+		began:   deps.Clock.Last(),
 	}, nil
 }
 
@@ -272,7 +275,7 @@ func (s *Store) place(self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r 
 		if err != nil {
 			return placed{}, kv.Errorf(kv.CodeInternal, "the write could not be stamped: %w", err)
 		}
-		out, c, how := s.tryPlace(e, v, d, causal.Dot{Node: self, Time: now}, p, r, done)
+		out, c, how, err := s.tryPlace(e, v, d, causal.Dot{Node: self, Time: now}, p, r, done)
 		switch how {
 		case placementMade:
 			return out, s.pending.offer(c)
@@ -280,6 +283,8 @@ func (s *Store) place(self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r 
 			return placed{}, errHealing(p)
 		case placementCovered:
 			return placed{covered: true}, nil
+		case placementImpossible:
+			return placed{}, err
 		case placementFull:
 			return placed{}, kv.Errorf(kv.CodeSiblings,
 				"the key has %d concurrent versions, the most that are kept; read it and write with the context of that answer", len(v.set.Siblings))
@@ -296,20 +301,21 @@ func (s *Store) place(self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r 
 // tryPlace makes one try with one reading of the clock.
 func (s *Store) tryPlace(
 	e *entry, v *versions, d *draft, dot causal.Dot, p kv.PartitionID, r Resolver, done func(error),
-) (placed, *commit, placement) {
+) (placed, *commit, placement, error) {
 	base := s.deps.Positions(p.Group())
 	e.stripe.mu.Lock()
 	defer e.stripe.mu.Unlock()
 	v.set = e.load(v.set)
 	v.repair = s.deps.State.Repair(p)
 	if v.repair.Quarantined || v.repair.Healing && r.KeepsSiblings() {
-		return placed{}, nil, placementHealing
+		return placed{}, nil, placementHealing, nil
 	}
-	set, how := v.place(d, dot, base, r.KeepsSiblings(), s.cfg.SiblingsMax)
+	v.now, v.forgotten = dot.Time, max(s.began, e.stripe.forgotten)
+	set, how, err := v.place(d, dot, base, r, s.cfg.SiblingsMax)
 	if how != placementMade {
-		return placed{}, nil, how
+		return placed{}, nil, how, err
 	}
-	return placed{set: set, dot: dot, found: v.live(r)}, e.put(set, done), how
+	return placed{set: set, dot: dot, found: v.live(r)}, e.put(set, done), how, nil
 }
 
 // observe makes the clock's next readings higher than t, which was seen in a version.

@@ -300,6 +300,14 @@ func TestVersionFromTheFutureIsRefused(t *testing.T) {
 	})
 }
 
+// resolverThat returns a resolver that keeps siblings, or one that does not.
+func resolverThat(keeps bool) Resolver {
+	if keeps {
+		return Siblings{}
+	}
+	return LWW{}
+}
+
 func TestReplicasConvergeWhateverTheOrderOfMessages(t *testing.T) {
 	// The same writes reach two replicas in different orders, some twice, some as repairs of what the other holds.
 	rapid.Check(t, func(rt *rapid.T) {
@@ -314,7 +322,8 @@ func TestReplicasConvergeWhateverTheOrderOfMessages(t *testing.T) {
 			}
 			d := draft{value: fmt.Append(nil, i)}
 			dot := causal.Dot{Node: node, Time: causal.HLC(100 + i)}
-			set, how := v.place(&d, dot, causal.Position{Term: 1, Index: 1}, keeps, 64)
+			set, how, err := v.place(&d, dot, causal.Position{Term: 1, Index: 1}, resolverThat(keeps), 64)
+			require.NoError(rt, err)
 			if how != placementMade {
 				continue
 			}

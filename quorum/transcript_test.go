@@ -190,7 +190,8 @@ func runPlace(t *testing.T, v *versions, d *datadriven.TestData, keeps bool) str
 			}
 		}
 	}
-	set, how := v.place(&out, dot, parsePosition(t, base), keeps, siblingsMax)
+	set, how, err := v.place(&out, dot, parsePosition(t, base), resolverThat(keeps), siblingsMax)
+	require.NoError(t, err)
 	switch how {
 	case placementMade:
 		v.set = set
@@ -353,15 +354,6 @@ func TestReaderIsAnsweredFromTheLaneWithTheHigherStamp(t *testing.T) {
 			require.Equal(t, got.Found, c.v.live(r))
 		})
 	}
-}
-
-func TestResolversAreFoundByTheNamesOfPolicies(t *testing.T) {
-	require.Equal(t, LWW{}, ResolverByName(""))
-	for _, r := range []Resolver{LWW{}, Siblings{}} {
-		require.Equal(t, r, ResolverByName(r.Name()))
-		require.NoError(t, (&kv.Policy{Prefix: []byte("p"), Resolver: r.Name()}).Validate())
-	}
-	require.Nil(t, ResolverByName("newest"))
 }
 
 func TestConfigRefusesNonsense(t *testing.T) {

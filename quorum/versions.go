@@ -2,9 +2,11 @@ package quorum
 
 import (
 	"slices"
+	"time"
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -16,6 +18,10 @@ type versions struct {
 	set       causal.SiblingSet
 	// repair is what the replica has promised and finished of the partition's repair.
 	repair storage.RepairState
+	// now is the reading by which it is judged what has expired; zero: nothing has.
+	now causal.HLC
+	// forgotten is the time up to which this node may have forgotten dots of its own.
+	forgotten causal.HLC
 }
 
 // add merges what another replica holds.
@@ -74,9 +80,32 @@ func (v *versions) visible(keeps bool) []causal.Sibling {
 	return set.Siblings
 }
 
+// seen returns the siblings that a reader sees, with those that have expired as the tombstones that they have become.
+func (v *versions) seen(keeps bool) []causal.Sibling {
+	visible := v.visible(keeps)
+	for i := range visible {
+		if !visible[i].ExpiredAt(v.now) || mutant.Planted == mutant.ExpiredReturned {
+			continue
+		}
+		out := slices.Clone(visible)
+		for j := i; j < len(out); j++ {
+			if s := &out[j]; s.ExpiredAt(v.now) {
+				s.Deleted, s.Value, s.State, s.Expiry = true, nil, false, 0
+			}
+		}
+		return out
+	}
+	return visible
+}
+
+// expires reports whether it matters to a reader what the time is.
+func (v *versions) expires() bool {
+	return slices.ContainsFunc(v.set.Siblings, func(s causal.Sibling) bool { return s.Expiry != 0 })
+}
+
 // live reports whether a reader would find a value.
 func (v *versions) live(r Resolver) bool {
-	visible := v.visible(r.KeepsSiblings())
+	visible := v.seen(r.KeepsSiblings())
 	switch {
 	case len(visible) == 0:
 		return v.hasStrong && !v.strong.Deleted
@@ -90,16 +119,18 @@ func (v *versions) live(r Resolver) bool {
 // resolve fills in what a reader is answered: the strong lane's state if nothing is stamped above it, else what the
 // resolver makes of the versions that are.
 func (v *versions) resolve(res *kv.Response, r Resolver, mode kv.SiblingMode) error {
-	visible := v.visible(r.KeepsSiblings())
+	visible := v.seen(r.KeepsSiblings())
 	if len(visible) == 0 {
 		res.Settled = true
 		if v.hasStrong && !v.strong.Deleted {
 			res.Found, res.Value, res.Version = true, v.strong.Value, v.strong.Revision
 			res.Timestamp = v.strong.Stamp.Time.Time()
+			res.Expires = expiryTime(v.strong.Expiry)
 		}
 		return nil
 	}
-	concurrent := r.KeepsSiblings() && len(visible) > 1 &&
+	_, leaves := r.(Siblings)
+	concurrent := leaves && len(visible) > 1 &&
 		slices.ContainsFunc(visible, func(s causal.Sibling) bool { return !s.Deleted })
 	if concurrent {
 		switch mode {
@@ -112,9 +143,9 @@ func (v *versions) resolve(res *kv.Response, r Resolver, mode kv.SiblingMode) er
 			res.Found = true
 		}
 	}
-	winner := r.Resolve(visible)
+	winner := plain(r.Resolve(visible))
 	if res.Siblings == nil && !winner.Deleted {
-		res.Found, res.Value = true, winner.Value
+		res.Found, res.Value, res.Expires = true, winner.Value, expiryTime(winner.Expiry)
 	}
 	if res.Found {
 		res.Timestamp = winner.Stamp.Time.Time()
@@ -122,11 +153,19 @@ func (v *versions) resolve(res *kv.Response, r Resolver, mode kv.SiblingMode) er
 	return nil
 }
 
+// expiryTime returns when a value expires as answers carry it.
+func expiryTime(at causal.HLC) (t time.Time) {
+	if at != 0 {
+		t = at.Time()
+	}
+	return t
+}
+
 // siblings returns the versions as answers carry them.
 func siblings(versions []causal.Sibling) []kv.Sibling {
 	out := make([]kv.Sibling, len(versions))
 	for i := range versions {
-		s := &versions[i]
+		s := plain(versions[i])
 		out[i] = kv.Sibling{Value: s.Value, Deleted: s.Deleted, Timestamp: s.Stamp.Time.Time(), Node: s.Dot.Node}
 	}
 	return out

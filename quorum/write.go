@@ -34,6 +34,12 @@ func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error
 	if err != nil {
 		return kv.Response{}, err
 	}
+	blind := len(r.Context) == 0
+	if f, ok := call.Resolver.(Folder); ok && r.Op == kv.OpPut {
+		if err := f.Check(r.Value, !blind); err != nil {
+			return kv.Response{}, err
+		}
+	}
 	nodes, alive := c.participants(call)
 	if alive < call.Quorum.W {
 		return kv.Response{}, tooFewAlive(call.Quorum.W, alive, len(nodes))
@@ -43,7 +49,7 @@ func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error
 		wake: make(chan struct{}, 1),
 		vote: newWriteVote(c.deps.Self, call.Quorum.W, len(nodes)),
 	}
-	d := &draft{context: read, deleted: r.Op == kv.OpDelete, value: r.Value}
+	d := &draft{context: read, blind: blind, deleted: r.Op == kv.OpDelete, value: r.Value, ttl: r.TTL}
 	return o.run(ctx, d)
 }
 

@@ -26,7 +26,9 @@ const (
 	flagDeleted  = 1 << iota
 	flagOwnID    // ID differs from Dot and follows
 	flagOwnStamp // the stamp's time or node differs from Dot's and both follow
-	flagsAll     = 1<<iota - 1
+	flagState
+	flagExpiry // the expiry follows; left out when it is zero
+	flagsAll   = 1<<iota - 1
 )
 
 // AppendHLC appends the 8 bytes of a reading. Their order is the order of readings.
@@ -179,6 +181,12 @@ func appendSibling(dst []byte, w *Sibling) []byte {
 	if w.stampDot() != w.Dot {
 		flags |= flagOwnStamp
 	}
+	if w.State {
+		flags |= flagState
+	}
+	if w.Expiry != 0 {
+		flags |= flagExpiry
+	}
 	dst = AppendDot(dst, w.Dot)
 	dst = append(dst, flags)
 	if flags&flagOwnID != 0 {
@@ -187,6 +195,9 @@ func appendSibling(dst []byte, w *Sibling) []byte {
 	dst = AppendPosition(dst, w.Stamp.Base)
 	if flags&flagOwnStamp != 0 {
 		dst = AppendDot(dst, w.stampDot())
+	}
+	if flags&flagExpiry != 0 {
+		dst = AppendHLC(dst, w.Expiry)
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(w.Value)))
 	return append(dst, w.Value...)
@@ -202,7 +213,7 @@ func decodeSibling(b []byte, w *Sibling) ([]byte, error) {
 	}
 	flags := b[0]
 	b = b[1:]
-	w.Deleted = flags&flagDeleted != 0
+	w.Deleted, w.State = flags&flagDeleted != 0, flags&flagState != 0
 	if w.ID, b, err = decodeOwnDot(b, flags&flagOwnID != 0, w.Dot); err != nil {
 		return nil, err
 	}
@@ -214,6 +225,14 @@ func decodeSibling(b []byte, w *Sibling) ([]byte, error) {
 		return nil, err
 	}
 	w.Stamp.Time, w.Stamp.Node = stamp.Time, stamp.Node
+	if flags&flagExpiry != 0 {
+		if w.Expiry, b, err = DecodeHLC(b); err != nil {
+			return nil, err
+		}
+		if w.Expiry == 0 {
+			return nil, corrupt("a sibling says that it expires, and not when")
+		}
+	}
 	n, b, err := decodeCount(b, 1)
 	if err != nil {
 		return nil, err

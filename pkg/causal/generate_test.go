@@ -32,6 +32,8 @@ func siblingOf(d Dot) Sibling {
 		Dot:     d,
 		Stamp:   Stamp{Base: Position{Term: 1 + uint64(d.Time)%2, Index: uint64(d.Node)}, Time: d.Time, Node: d.Node},
 		Deleted: (uint64(d.Node)+uint64(d.Time))%5 == 0,
+		State:   (uint64(d.Node)+uint64(d.Time))%3 == 0,
+		Expiry:  d.Time % 4 * 100,
 		Value:   fmt.Appendf(nil, "%d@%d", d.Node, d.Time),
 	}
 }
@@ -63,7 +65,12 @@ func drawBrokenSet(t *rapid.T, name string) SiblingSet {
 	s := drawSet(t, name)
 	for i := range s.Siblings {
 		w := &s.Siblings[i]
-		switch rapid.IntRange(0, 4).Draw(t, name+".damage") {
+		switch rapid.IntRange(0, 6).Draw(t, name+".damage") {
+		case 5:
+			w.Expiry += 7
+		case 6:
+			w.State = !w.State
+
 		case 1:
 			w.Value = []byte{rapid.Byte().Draw(t, name+".value")}
 		case 2:

@@ -2,6 +2,7 @@ package causal
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 
 	"github.com/caprockdb/caprock/pkg/mutant"
@@ -15,8 +16,15 @@ type Sibling struct {
 	Dot     Dot
 	Stamp   Stamp
 	Deleted bool // a tombstone; Value is then empty
-	Value   []byte
+	// State says that Value is the state of a resolver, not what a user wrote (see package quorum).
+	State bool
+	// Expiry is the reading from which on readers no longer find the value; 0 means never.
+	Expiry HLC
+	Value  []byte
 }
+
+// ExpiredAt reports whether a reader whose clock reads now no longer finds the value.
+func (s *Sibling) ExpiredAt(now HLC) bool { return s.Expiry != 0 && s.Expiry <= now }
 
 // compare is a total order over everything in a sibling. Two siblings with one dot are the same write, unless something
 // is broken; then the order makes replicas agree instead of keeping the damage apart for ever.
@@ -32,6 +40,15 @@ func (s *Sibling) compare(o *Sibling) int {
 	}
 	if s.Deleted != o.Deleted {
 		if s.Deleted {
+			return 1
+		}
+		return -1
+	}
+	if c := cmp.Compare(s.Expiry, o.Expiry); c != 0 {
+		return c
+	}
+	if s.State != o.State {
+		if s.State {
 			return 1
 		}
 		return -1

@@ -1,11 +1,51 @@
 package kv
 
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
 // The resolvers that a policy can name.
 const (
 	// ResolverLWW keeps the version with the highest stamp.
 	ResolverLWW = "lww"
 	// ResolverSiblings keeps concurrent versions until a write covers them.
 	ResolverSiblings = "siblings"
+	// ResolverMax keeps the greatest of the values written, ResolverMin the least: numbers by what they say, below all else,
+	// which goes by its bytes.
+	ResolverMax = "max"
+	ResolverMin = "min"
+	// ResolverUnion keeps the elements of all JSON arrays written.
+	ResolverUnion = "union"
+	// ResolverCounter adds up the whole numbers written.
+	ResolverCounter = "counter"
+	// ResolverExpr has Policy.Expr decide between two versions at a time.
+	ResolverExpr = "expr"
+)
+
+// Resolvers returns the names of the built-in resolvers.
+func Resolvers() []string {
+	return []string{
+		ResolverLWW, ResolverSiblings, ResolverMax, ResolverMin, ResolverUnion, ResolverCounter, ResolverExpr,
+	}
+}
+
+// What a policy says about read repair.
+const (
+	// RepairBackground brings replicas that a read found behind up to date after the read was answered.
+	RepairBackground = "background"
+	// RepairBlocking does so before the read is answered.
+	RepairBlocking = "blocking"
+	// RepairOff leaves replicas that are behind to anti-entropy.
+	RepairOff = "off"
+)
+
+const (
+	// ExprBytesMax bounds Policy.Expr.
+	ExprBytesMax = 4 << 10
+	// resolverNameBytesMax bounds the name of a resolver.
+	resolverNameBytesMax = 64
 )
 
 // Policy is what a key prefix declares about its keys. The longest prefix that matches a key decides; what it leaves
@@ -20,6 +60,12 @@ type Policy struct {
 	Quorum
 	// Resolver decides between concurrent versions; "" means ResolverLWW.
 	Resolver string
+	// Expr is the CEL expression of ResolverExpr, and empty with any other.
+	Expr string `json:",omitempty"`
+	// TTL is the time to live of values that are put without one, in whole milliseconds; 0: for ever.
+	TTL time.Duration `json:",omitempty"`
+	// ReadRepair says when a read brings replicas up to date that lacked something; "" means RepairBackground.
+	ReadRepair string `json:",omitempty"`
 }
 
 // Validate checks what can be checked of a policy without knowing the cluster. The error has code CodeBadQuorum when
@@ -37,12 +83,38 @@ func (p *Policy) Validate() error {
 	if err := p.Quorum.validateDefaults(); err != nil {
 		return err
 	}
-	switch p.Resolver {
-	case "", ResolverLWW, ResolverSiblings:
+	if err := p.validateResolver(); err != nil {
+		return err
+	}
+	if p.TTL < 0 || p.TTL > TTLMax || p.TTL%time.Millisecond != 0 {
+		return Errorf(CodeBadRequest, "ttl=%s is out of range: it is whole milliseconds, at least one and at most %d hours", p.TTL, int(TTLMax.Hours()))
+	}
+	switch p.ReadRepair {
+	case "", RepairBackground, RepairBlocking, RepairOff:
 		return nil
 	default:
-		return Errorf(CodeBadRequest, "unknown resolver %q; the resolvers are %s, %s", p.Resolver, ResolverLWW, ResolverSiblings)
+		return Errorf(CodeBadRequest, "unknown read_repair %q; it is one of %s, %s, %s", p.ReadRepair, RepairBackground, RepairBlocking, RepairOff)
 	}
+}
+
+// validateResolver checks what can be checked of the resolver without knowing which ones the cluster's nodes have beside the
+// built-in ones, and whether the expression is one.
+func (p *Policy) validateResolver() error {
+	switch {
+	case len(p.Resolver) > resolverNameBytesMax || strings.IndexFunc(p.Resolver, notInName) >= 0:
+		return Errorf(CodeBadRequest, "unknown resolver; the resolvers are %s", strings.Join(Resolvers(), ", "))
+	case p.Resolver == ResolverExpr && p.Expr == "":
+		return Errorf(CodeBadRequest, "the resolver %s needs expr", ResolverExpr)
+	case p.Resolver != ResolverExpr && p.Expr != "":
+		return Errorf(CodeBadRequest, "expr goes with the resolver %s, not with %q", ResolverExpr, p.Resolver)
+	case len(p.Expr) > ExprBytesMax:
+		return Errorf(CodeBadRequest, "expr has %d bytes; the limit is %d", len(p.Expr), ExprBytesMax)
+	}
+	return nil
+}
+
+func notInName(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || slices.Contains([]rune("-_."), r))
 }
 
 // validateDefaults checks a quorum of which any part may be unset. R and W are compared with N only where N is set,

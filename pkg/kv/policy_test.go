@@ -2,7 +2,9 @@ package kv
 
 import (
 	"bytes"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -23,7 +25,17 @@ func TestPolicyThatContradictsItselfIsRefused(t *testing.T) {
 		{"r above n", Policy{Prefix: prefix, Quorum: Quorum{N: 2, R: 3}}, CodeBadQuorum},
 		{"w above n", Policy{Prefix: prefix, Quorum: Quorum{N: 2, W: 3}}, CodeBadQuorum},
 		{"negative w", Policy{Prefix: prefix, Quorum: Quorum{W: -1}}, CodeBadQuorum},
-		{"unknown resolver", Policy{Prefix: prefix, Resolver: "newest"}, CodeBadRequest},
+		{"no name of a resolver", Policy{Prefix: prefix, Resolver: "New est"}, CodeBadRequest},
+		{"expression", Policy{Prefix: prefix, Resolver: ResolverExpr, Expr: "true"}, ""},
+		{"no expression", Policy{Prefix: prefix, Resolver: ResolverExpr}, CodeBadRequest},
+		{"expression of another resolver", Policy{Prefix: prefix, Expr: "true"}, CodeBadRequest},
+		{"long expression", Policy{Prefix: prefix, Resolver: ResolverExpr, Expr: strings.Repeat("1", ExprBytesMax+1)}, CodeBadRequest},
+		{"ttl", Policy{Prefix: prefix, TTL: time.Hour}, ""},
+		{"part of a millisecond", Policy{Prefix: prefix, TTL: 1500 * time.Microsecond}, CodeBadRequest},
+		{"eternity", Policy{Prefix: prefix, TTL: TTLMax + time.Millisecond}, CodeBadRequest},
+		{"past", Policy{Prefix: prefix, TTL: -time.Millisecond}, CodeBadRequest},
+		{"read repair", Policy{Prefix: prefix, ReadRepair: RepairBlocking}, ""},
+		{"unknown read repair", Policy{Prefix: prefix, ReadRepair: "never"}, CodeBadRequest},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			require.Equal(t, test.code, CodeOf(test.policy.Validate()))

@@ -91,7 +91,7 @@ type Request struct {
 	Context   []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
 	// ID lets a strong write be repeated without being applied twice.
 	ID OpID
-	// TTL is how long the value of a strong put is there, in whole milliseconds; 0 means for ever, and see TTLKeep.
+	// TTL is how long the value of a put is there, in whole milliseconds; 0 means for ever, and see TTLKeep.
 	TTL time.Duration
 	// Items are the writes of an OpBatch.
 	Items []BatchItem
@@ -123,7 +123,7 @@ type Response struct {
 	Context []byte // opaque causal context covering everything this answer reflects
 	// Timestamp is the wall-clock part of the version's hybrid clock; zero when nothing was found.
 	Timestamp time.Time
-	// Expires is when the value that a strong read found expires, by the cluster's hybrid clock; zero: never.
+	// Expires is when the value that a read found expires, by the cluster's hybrid clock; zero: never.
 	Expires time.Time
 	// Siblings holds all concurrent versions when there is more than one and the request asked for all.
 	Siblings []Sibling

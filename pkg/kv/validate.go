@@ -70,8 +70,6 @@ func (r *Request) validateTTL() error {
 		return nil
 	case r.Op != OpPut:
 		return Errorf(CodeBadRequest, "ttl= says how long the value of a put is there; it means nothing on a %s", r.Op)
-	case r.Level != LevelStrong:
-		return Errorf(CodeBadRequest, "ttl= can only be honoured at level strong, not at %s", r.Level)
 	case r.TTL == TTLKeep && r.Condition != (Condition{}) && r.Condition != (Condition{Kind: ConditionVersion}):
 		return nil // there is something to keep it from
 	case r.TTL < time.Millisecond || r.TTL > TTLMax || r.TTL%time.Millisecond != 0:

@@ -94,6 +94,11 @@ func (s *State) PolicyFor(key []byte) (kv.Policy, bool) {
 	return s.Policies[best], true
 }
 
+// HasTTL reports whether any policy has a time to live.
+func (s *State) HasTTL() bool {
+	return slices.ContainsFunc(s.Policies, func(p kv.Policy) bool { return p.TTL != 0 })
+}
+
 // nodes lists the members for placement.
 func (s *State) nodes() []ring.Node {
 	out := make([]ring.Node, 0, len(s.Members))

@@ -34,6 +34,8 @@ const (
 	TombstoneCollectedEarly Name = "tombstone_collected_early"
 	TreeNotMarked           Name = "tree_not_marked"
 	LateDotAccepted         Name = "late_dot_accepted"
+	CounterAdds             Name = "counter_adds"
+	ExpiredReturned         Name = "expired_returned"
 	StateHashedLate         Name = "state_hashed_late"
 	QuarantineForgotten     Name = "quarantine_forgotten"
 	FirstAnswerWins         Name = "first_answer_wins"
@@ -54,5 +56,6 @@ func All() []Name {
 		FirstAnswerWins,
 		RepairAfterAnswer,
 		ListSkipsPageEdge,
+		CounterAdds, ExpiredReturned,
 	}
 }

@@ -148,6 +148,8 @@ type Deps struct {
 	WallNow func() time.Time
 	// Wire makes links to peers. Required: cmd gives gRPC, the simulator its network.
 	Wire func(Resolver) (transport.Wire, error)
+	// Resolvers are those that policies can name; nil: the built-in ones.
+	Resolvers *quorum.Registry
 	// GossipTransport is nil for the network.
 	GossipTransport memberlist.Transport
 }

@@ -74,7 +74,11 @@ func (n *Node) listOne(ctx context.Context, r *kv.Request, p kv.PartitionID) (kv
 // resolverOf returns the resolver of a key that a listing found, by the policy of that key.
 func (rt *route) resolverOf(key []byte) quorum.Resolver {
 	policy, _ := rt.state.PolicyFor(key)
-	return quorum.ResolverByName(policy.Resolver)
+	r, err := rt.resolvers.Resolver(policy.Resolver, policy.Expr)
+	if err != nil {
+		return nil
+	}
+	return r
 }
 
 // mergeLists merges parts, each in the order of its keys, into one page. What a part that has more would go on with is

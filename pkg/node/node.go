@@ -60,6 +60,8 @@ type Node struct {
 	fatal chan error
 	// gate is passed by everything that users and peers ask for, so that a stop waits for it before it closes the storage.
 	gate *gate
+	// resolvers are what policies can name.
+	resolvers *quorum.Registry
 }
 
 // New opens the data directory and composes the node. Nothing runs until Run, which also closes what New opened.
@@ -69,6 +71,9 @@ func New(cfg Config, deps Deps) (*Node, error) {
 	}
 	deps = deps.withDefaults()
 	n := &Node{cfg: cfg, log: deps.Logger, rand: newLockedRand(deps.Rand), fatal: make(chan error, 1), gate: newGate()}
+	if n.resolvers = deps.Resolvers; n.resolvers == nil {
+		n.resolvers = quorum.NewRegistry(cfg.Limits.ValueBytesMax)
+	}
 	n.metrics = newMetrics(deps.Registerer, n)
 	n.admission.opsMax, n.admission.bytesMax = int64(cfg.OpsInFlightMax), cfg.BytesInFlightMax
 	deps = n.withFaults(deps)
@@ -449,7 +454,9 @@ func (n *Node) leaderChanged(g kv.GroupID, leader kv.NodeID) {
 // keepsSiblings reports whether the policy in force on this node keeps concurrent versions of the key.
 func (n *Node) keepsSiblings(key []byte) bool {
 	p, _ := n.machine.State().PolicyFor(key)
-	return quorum.ResolverByName(p.Resolver).KeepsSiblings()
+	r, err := n.resolvers.Resolver(p.Resolver, p.Expr)
+	// A resolver that this node does not have may keep them, and nothing may be lost meanwhile.
+	return err != nil || r.KeepsSiblings()
 }
 
 // ownedPartitions lists what this node replicates, for anti-entropy.

@@ -29,8 +29,10 @@ type route struct {
 	state     *meta.State
 	partition kv.PartitionID
 	owners    []kv.NodeID
-	resolver  quorum.Resolver
-	quorum    kv.Quorum // eventual and local only
+	resolvers *quorum.Registry
+	resolver  quorum.Resolver // eventual and local only, as are the next two
+	repair    quorum.RepairMode
+	quorum    kv.Quorum
 }
 
 // Execute serves one request that a user sent to this node. The error is a *kv.Error.
@@ -103,6 +105,7 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 		}
 		r = &c
 	}
+	r = withTTL(st, r, policy.TTL)
 	if err := r.Validate(n.cfg.Limits); err != nil {
 		return route{}, err
 	}
@@ -126,9 +129,13 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 		}
 	}
 	rt.owners = st.Map.Owners(rt.partition)
-	rt.resolver = quorum.ResolverByName(policy.Resolver)
 	if r.Level == kv.LevelStrong {
 		return rt, nil
+	}
+	var err error
+	rt.resolvers, rt.repair = n.resolvers, repairMode(&policy)
+	if rt.resolver, err = n.resolvers.Resolver(policy.Resolver, policy.Expr); err != nil {
+		return route{}, kv.Errorf(kv.CodeInternal, "the key's policy cannot be honoured by this node: %w", err)
 	}
 	want := r.Quorum
 	if r.Level == kv.LevelLocal {
@@ -388,7 +395,7 @@ func (n *Node) routeEventual(ctx context.Context, rt route) (kv.Response, error)
 	if owner && !fast {
 		return n.coordinator.Do(ctx, quorum.Call{
 			Request: rt.request, Partition: rt.partition, Epoch: rt.state.Map.Epoch, Owners: rt.owners,
-			Quorum: rt.quorum, Resolver: rt.resolver, ResolverOf: rt.resolverOf,
+			Quorum: rt.quorum, Resolver: rt.resolver, ResolverOf: rt.resolverOf, Repair: rt.repair,
 		})
 	}
 	if rt.request.Hops >= hopsMax {

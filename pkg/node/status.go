@@ -355,6 +355,12 @@ func (n *Node) Policies() []kv.Policy { return n.machine.State().Policies }
 
 // SetPolicy sets the policy of a prefix and waits until this node has applied it. The error is a *kv.Error.
 func (n *Node) SetPolicy(ctx context.Context, p kv.Policy) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	if _, err := n.resolvers.Resolver(p.Resolver, p.Expr); err != nil {
+		return err
+	}
 	return n.changePolicies(ctx, func(ctx context.Context) (uint64, error) { return n.metadata.PutPolicy(ctx, p) })
 }
 

@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"math/bits"
+
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/invariant"
 	"github.com/caprockdb/caprock/pkg/kv"
@@ -39,17 +41,36 @@ func (b *Batch) changed(p kv.PartitionID, key []byte, hash uint64) {
 	b.changes = append(b.changes, change{tree: b.engine.trees.of(p), place: PlaceOf(key), key: string(key), hash: hash})
 }
 
-// DeadSince reports whether the set holds no value, and then the latest time that anything in it speaks of: once that is
-// behind the repair watermark, no replica needs the set any more to know what it supersedes.
+// DeadSince reports whether the set holds no value that stays, and then the latest time that anything in it speaks of, the
+// expiry of its values included: once that is behind the repair watermark, there is no value in it any more, and no replica
+// needs the set to know what it supersedes.
 func DeadSince(set causal.SiblingSet) (causal.HLC, bool) {
 	at := set.Context.Latest()
 	for i := range set.Siblings {
-		if s := &set.Siblings[i]; !s.Deleted {
+		if s := &set.Siblings[i]; !s.Deleted && s.Expiry == 0 {
 			return 0, false
 		}
-		at = max(at, set.Siblings[i].Dot.Time, set.Siblings[i].Stamp.Time)
+		at = max(at, expiryNote(&set.Siblings[i]), set.Siblings[i].Dot.Time, set.Siblings[i].Stamp.Time)
 	}
 	return at, true
+}
+
+// expiryNotes is how many notes at most, and half of that at least, a key leaves behind in the index while a value of it
+// lives, however often it is written.
+const expiryNotes = 16
+
+// expiryNote returns the time under which a value that expires is noted: a little after it does, so that a key which is written
+// again and again has few notes in the index and not one of each write.
+func expiryNote(s *causal.Sibling) causal.HLC {
+	if s.Expiry <= s.Dot.Time {
+		return s.Expiry
+	}
+	shift := max(bits.Len64(uint64(s.Expiry-s.Dot.Time)/expiryNotes), 1)
+	step := causal.HLC(1) << shift
+	if s.Expiry > ^causal.HLC(0)-step {
+		return s.Expiry
+	}
+	return (s.Expiry + step - 1) &^ (step - 1)
 }
 
 // DeleteDead removes what SetSiblings noted of a set that was dead since the time.

@@ -1,0 +1,43 @@
+package node
+
+import (
+	"time"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/meta"
+	"github.com/caprockdb/caprock/quorum"
+)
+
+// withTTL returns the request with the times to live that the policies of its keys have for puts that come without one. It
+// changes a copy: the caller may offer the request again, when other policies may be in force.
+func withTTL(st *meta.State, r *kv.Request, ttl time.Duration) *kv.Request {
+	switch {
+	case r.Op == kv.OpPut && r.TTL == 0 && ttl != 0:
+		c := *r
+		c.TTL = ttl
+		return &c
+	case r.Op != kv.OpBatch || !st.HasTTL():
+		return r
+	}
+	c := *r
+	c.Items = append([]kv.BatchItem(nil), r.Items...)
+	for i := range c.Items {
+		item := &c.Items[i]
+		if p, _ := st.PolicyFor(item.Key); item.Op == kv.OpPut && item.TTL == 0 {
+			item.TTL = p.TTL
+		}
+	}
+	return &c
+}
+
+// repairMode returns what the policy of a key says about read repair.
+func repairMode(p *kv.Policy) quorum.RepairMode {
+	switch p.ReadRepair {
+	case kv.RepairBlocking:
+		return quorum.RepairBlocking
+	case kv.RepairOff:
+		return quorum.RepairOff
+	default:
+		return quorum.RepairBackground
+	}
+}
