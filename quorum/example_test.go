@@ -1,10 +1,9 @@
-package quorum_test
+package quorum
 
 import (
 	"fmt"
 
 	"github.com/caprockdb/caprock/pkg/causal"
-	"github.com/caprockdb/caprock/quorum"
 )
 
 // longest is a resolver of one's own: of concurrent values the longest is the key's, and of equally long ones the greatest.
@@ -17,7 +16,7 @@ func (longest) KeepsSiblings() bool { return true }
 
 // Blind says that a write without a context replaces what its coordinator holds, so that siblings are only left by
 // writes that were concurrent indeed.
-func (longest) Blind() quorum.Blind { return quorum.BlindReplaces }
+func (longest) Blind() Blind { return BlindReplaces }
 
 // Resolve looks at nothing but the versions, and does not depend on their order.
 func (longest) Resolve(versions []causal.Sibling) causal.Sibling {
@@ -33,7 +32,7 @@ func (longest) Resolve(versions []causal.Sibling) causal.Sibling {
 
 // Every node of the cluster is given a registry with the resolver (node.Deps.Resolvers) before a policy names it.
 func ExampleRegistry_Register() {
-	registry := quorum.NewRegistry(1 << 20)
+	registry := NewRegistry(1 << 20)
 	if err := registry.Register(longest{}); err != nil {
 		fmt.Println(err)
 		return

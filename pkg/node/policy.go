@@ -41,3 +41,21 @@ func repairMode(p *kv.Policy) quorum.RepairMode {
 		return quorum.RepairBackground
 	}
 }
+
+// planEventual works out what the levels eventual and local need to know of the key's policy.
+func (n *Node) planEventual(rt *route, policy *kv.Policy) (err error) {
+	rt.resolvers, rt.repair = n.resolvers, repairMode(policy)
+	if rt.resolver, err = n.resolvers.Resolver(policy.Resolver, policy.Expr); err != nil {
+		return kv.Errorf(kv.CodeInternal, "the key's policy cannot be honoured by this node: %w", err)
+	}
+	want := rt.request.Quorum
+	if rt.request.Level == kv.LevelLocal {
+		want = kv.Quorum{N: len(rt.owners), R: 1, W: 1}
+	}
+	defaults, err := policy.Quorum.Resolve(n.cfg.Quorum, len(rt.owners))
+	if err != nil {
+		return err
+	}
+	rt.quorum, err = want.Resolve(defaults, len(rt.owners))
+	return err
+}

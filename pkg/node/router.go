@@ -132,20 +132,7 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 	if r.Level == kv.LevelStrong {
 		return rt, nil
 	}
-	var err error
-	rt.resolvers, rt.repair = n.resolvers, repairMode(&policy)
-	if rt.resolver, err = n.resolvers.Resolver(policy.Resolver, policy.Expr); err != nil {
-		return route{}, kv.Errorf(kv.CodeInternal, "the key's policy cannot be honoured by this node: %w", err)
-	}
-	want := r.Quorum
-	if r.Level == kv.LevelLocal {
-		want = kv.Quorum{N: len(rt.owners), R: 1, W: 1}
-	}
-	defaults, err := policy.Quorum.Resolve(n.cfg.Quorum, len(rt.owners))
-	if err != nil {
-		return route{}, err
-	}
-	rt.quorum, err = want.Resolve(defaults, len(rt.owners))
+	err := n.planEventual(&rt, &policy)
 	return rt, err
 }
 
