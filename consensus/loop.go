@@ -41,6 +41,8 @@ type loop struct {
 	// appends are messages that wait until storage is not busy; the spare is memory for the next of them.
 	appends, spareAppends []inbound
 	appendBytes           int
+	// held are the groups of those messages.
+	held map[kv.GroupID]bool
 	// fills are eventual writes that no batch has taken yet.
 	fills []fill
 	// syncing are the batches on their way to the disk, oldest first. Their numbers rise by one.
@@ -81,7 +83,7 @@ func (s *Store) Run(ctx context.Context) error {
 	jobs := make(chan syncJob, s.cfg.SyncsMax)
 	l := &loop{
 		Store: s, groups: make(map[kv.GroupID]*group), outbox: newOutbox(), packer: newPacker(s.cfg), jobs: jobs,
-		began: time.Now(),
+		began: time.Now(), held: make(map[kv.GroupID]bool),
 	}
 	var waiter sync.WaitGroup
 	waiter.Go(func() { s.awaitSyncs(jobs) })
@@ -151,7 +153,7 @@ func (l *loop) iterate(tick bool) {
 	l.proposeBusy()
 	l.takeReadies()
 	l.stepLocal()
-	l.flush()
+	l.flush(tick)
 	l.persist()
 	l.apply()
 	l.settleDirty()
@@ -257,11 +259,13 @@ func (l *loop) end(left mail) {
 
 // stepMessages hands what peers sent to their groups. Appends of something wait while storage is busy, so that one batch and
 // one sync serve those of all leaders that came meanwhile, and a disk that hangs has nothing to hold this loop up with. To Raft
-// they are late; nothing else of their groups waits with them.
+// they are late; nothing else of their groups waits with them but appends that come behind them: one that overtakes what it
+// builds on is refused, and has the leader send everything once more.
 func (l *loop) stepMessages() {
 	if len(l.appends) > 0 && !l.crowded() {
 		held := l.appends
 		l.appends, l.appendBytes = l.spareAppends[:0], 0
+		clear(l.held)
 		l.step(held)
 		clear(held)
 		l.spareAppends = held
@@ -271,7 +275,7 @@ func (l *loop) stepMessages() {
 
 func (l *loop) step(messages []inbound) {
 	for _, in := range messages {
-		if in.msg.GetType() == pb.MsgApp && len(in.msg.GetEntries()) > 0 && l.crowded() {
+		if in.msg.GetType() == pb.MsgApp && (l.held[in.group] || len(in.msg.GetEntries()) > 0 && l.crowded()) {
 			l.hold(in)
 			continue
 		}
@@ -291,14 +295,15 @@ func (l *loop) step(messages []inbound) {
 	}
 }
 
-// hold keeps an append until storage takes it. A leader whose appends stay unanswered sends no more than Raft lets be in
-// flight; what comes again and again, because leaders change, is dropped beyond the inbox's limit.
+// hold keeps an append until storage takes it. A leader whose appends stay unanswered sends no more entries than Raft lets be in
+// flight; what comes again and again, because leaders change or ask how far this replica is, is dropped beyond the inbox's limit.
 func (l *loop) hold(in inbound) {
 	if l.appendBytes+in.bytes > l.cfg.InboxBytesMax {
 		l.metrics.dropped.WithLabelValues(dropHeld).Inc()
 		return
 	}
 	l.appendBytes += in.bytes
+	l.held[in.group] = true
 	l.appends = append(l.appends, in)
 }
 

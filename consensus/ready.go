@@ -281,9 +281,10 @@ func (l *loop) deliver(g *group, responses []*pb.Message) {
 	}
 }
 
-// flush sends one frame to each peer that has messages.
-func (l *loop) flush() {
-	if !l.crowded() {
+// flush sends one frame to each peer that has messages. News wait for a tick at the longest: to a follower that has missed
+// something an append of nothing is the question what it lacks.
+func (l *loop) flush(tick bool) {
+	if tick || !l.crowded() {
 		l.outbox.tell()
 	}
 	for _, p := range l.outbox.order {

@@ -89,8 +89,8 @@ func (c *cluster) terms(t *testing.T) map[kv.GroupID][2]uint64 {
 
 // grow has Pebble make its memtables as large as it was told. The first ones are small, so that log files are closed often,
 // and that is where a hanging disk still holds up the loop: DESIGN.md says why.
-func (c *cluster) grow(t *testing.T) {
-	for _, g := range stallGroups {
+func (c *cluster) grow(t *testing.T, groups ...kv.GroupID) {
+	for _, g := range groups {
 		for range 20 {
 			_, err := c.put(c.timeout(20*time.Second), kv.PartitionID(g-1), "grow", string(make([]byte, 200<<10)))
 			require.NoError(t, err)
@@ -106,7 +106,7 @@ func TestHungSyncCausesNoElection(t *testing.T) {
 		disks[id] = storage.NewFaultFS(fs)
 		return disks[id]
 	})
-	c.grow(t)
+	c.grow(t, stallGroups...)
 	acked := c.writeAlong(t, 64, 10*time.Millisecond)
 	time.Sleep(300 * time.Millisecond)
 	before := c.terms(t)
