@@ -56,7 +56,8 @@ func (g *group) refusal(o kv.Outcome) *kv.Error {
 }
 
 // Sound reports whether this node's replica of the group, if it has one, may be read. Whoever reads S asks before and
-// after: only with the same generation both times was the replica sound all the while.
+// after: only with the same generation both times was the replica sound all the while. Before is before the read's barrier,
+// where it has one: a rebuilt replica may be back at an earlier entry.
 func (s *Store) Sound(g kv.GroupID) (generation uint64, ok bool) {
 	v := s.views.get(g)
 	if v == nil {

@@ -10,10 +10,10 @@ import (
 // applied so far, or so long ago that it was forgotten. The answer reflects everything that was committed when Recall was
 // called. It works on the leader only.
 func (s *Store) Recall(ctx context.Context, p kv.PartitionID, id kv.OpID) (WriteReply, bool, error) {
+	before, _ := s.Sound(p.Group()) // a replica that is rebuilt behind the barrier may be back at an earlier entry
 	if err := s.ReadBarrier(ctx, p.Group()); err != nil {
 		return WriteReply{}, false, err
 	}
-	before, _ := s.Sound(p.Group())
 	reply, found, err := recall(s.deps.Engine.State(), p.Group(), id)
 	if err != nil {
 		s.Distrust(p.Group(), err)

@@ -63,8 +63,8 @@ type session struct {
 	found bool
 	// changed is set once an operation was added, until the row was written.
 	changed bool
-	// size is what the session counts for in the memory.
-	size int
+	// rowBytes is the size of the row that was read, and size what the session counts for in the memory.
+	rowBytes, size int
 }
 
 // recall returns the reply to a command that was applied before, or that must not be applied.
@@ -105,8 +105,13 @@ func (s *session) remember(c *command, reply WriteReply) {
 	s.records = s.records[below:]
 }
 
-// memoryBytesMax bounds the rows that a group's memory stands for.
-const memoryBytesMax = 1 << 20
+const (
+	// memoryBytesMax bounds a group's memory, roughly.
+	memoryBytesMax = 1 << 20
+	// sessionOverhead is what a session takes there beside its row and twice its name: most sessions, those of
+	// Idempotency-Keys, have a single operation, and a row of some forty bytes.
+	sessionOverhead = 256
+)
 
 // memory is what a group's machine keeps of its dedup rows, so that an entry need not read them: both the clock and a busy
 // session have had so many versions of late that finding the latest was a tenth of the lane's CPU. It never holds anything
@@ -116,11 +121,12 @@ type memory struct {
 	// read says that clock was read, found that there is one.
 	read, found bool
 	byName      map[string]*session
-	bytes       int // of the sessions' rows
+	bytes       int // that the sessions count for
 }
 
-// keep notes that a session was written, as a row of the size.
-func (m *memory) keep(s *session, size int) {
+// keep notes that a session was read or written, as a row of the size.
+func (m *memory) keep(s *session, row int) {
+	size := row + 2*len(s.name) + sessionOverhead
 	m.bytes += size - s.size
 	s.size = size
 }
@@ -174,12 +180,14 @@ func (t *sessions) find(name []byte) (*session, error) {
 		return s, nil
 	}
 	if s != nil {
-		t.keep(s, 0)
+		t.bytes -= s.size
+		delete(t.byName, string(name))
 	}
 	s, err := readSession(t.state, t.group, name, t.clock.era)
 	if err != nil {
 		return nil, err
 	}
+	t.keep(s, s.rowBytes)
 	t.byName[string(name)] = s
 	return s, nil
 }
@@ -238,7 +246,7 @@ func readSessionAt(rows dedupRows, g kv.GroupID, name []byte, era uint64) (*sess
 	if err != nil {
 		return nil, fmt.Errorf("session %x of group %d: %w", name, g, err)
 	}
-	s.name, s.era, s.found = slices.Clone(name), era, true
+	s.name, s.era, s.found, s.rowBytes = slices.Clone(name), era, true, len(row)
 	return s, nil
 }
 

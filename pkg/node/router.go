@@ -273,13 +273,14 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 }
 
 func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
+	// Before the barrier: a replica that is rebuilt behind it may be back at an earlier entry than the barrier waited for.
+	sound, _ := n.strong.Sound(rt.partition.Group())
 	switch err := n.readBarrier(ctx, rt.partition.Group()); {
 	case errors.Is(err, errBehind):
 		return n.handToLeader(ctx, rt)
 	case err != nil && mutant.Planted != mutant.LocalReadAsStrong:
 		return kv.Response{}, err
 	}
-	sound, _ := n.strong.Sound(rt.partition.Group())
 	s, found, err := n.engine.State().Strong(rt.partition.Group(), rt.request.Key)
 	if errors.Is(n.vouch(rt.partition.Group(), sound, err), consensus.ErrQuarantined) {
 		return n.handToLeader(ctx, rt)
