@@ -83,12 +83,12 @@ func (s *Store) hashState(ctx context.Context, j hashing) {
 }
 
 // report tells the leader what this replica has, until it is known what that means.
-func (s *Store) report(ctx context.Context, j hashing, sum uint64, patience time.Duration) {
+func (s *Store) report(ctx context.Context, j hashing, generation, sum uint64, patience time.Duration) {
 	request := checkRequest{verb: checkReport, group: j.group, pos: j.pos, sum: sum}
 	pause, start := checkPauseMin, time.Now()
 	for time.Since(start) < patience {
-		if _, sound := s.Sound(j.group); !sound {
-			return // it is known already; another leader need not find out again
+		if now, _ := s.Sound(j.group); now != generation {
+			return // it is known already, or even over; another leader need not find out again
 		}
 		reply, err := s.atLeader(ctx, &request)
 		switch {

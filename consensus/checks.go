@@ -114,7 +114,8 @@ func (l *loop) hashed(j hashing, sum uint64, took time.Duration, err error) {
 	}
 	if g.quarantine == nil && !(g.leads() && g.check.done) {
 		// A leader reports to itself, too: it may not lead for long enough to see the end.
-		l.running.Go(func() { l.report(l.background, j, sum, patience) })
+		generation := g.view.trust.Load()
+		l.running.Go(func() { l.report(l.background, j, generation, sum, patience) })
 	}
 }
 

@@ -59,6 +59,7 @@ func (l *loop) offered(g *group, m *pb.Message) {
 		g.offer = &offer{msg: m}
 		l.offers = append(l.offers, g)
 		l.startFetches()
+	case m.GetTerm() < o.msg.GetTerm(): // its leader repeats an offer of a time that is over; the newer one counts
 	case o.cancel == nil:
 		o.msg = m
 	case o.msg.GetTerm() != m.GetTerm() || o.msg.GetFrom() != m.GetFrom():

@@ -133,3 +133,29 @@ func TestOfferOfAnotherLeaderSurvivesAnInstall(t *testing.T) {
 		})
 	})
 }
+
+func TestRepeatedOfferOfAnEarlierTermDoesNotEndTheFetchOfALaterOne(t *testing.T) {
+	tiny(t, func(c *cluster) {
+		away := c.follower()
+		leader, _ := c.awaitLeader(1, time.Second)
+		at := func(term uint64) *pb.Message {
+			m := &pb.Message{Type: pb.MsgSnap.Enum(), From: new(uint64(leader.id)), To: new(uint64(away)), Term: &term}
+			m.Snapshot = snapshotAt(causal.Position{Term: term, Index: 10_000}, &pb.ConfState{})
+			return m
+		}
+		term := c.status(leader.id).Term
+		onLoop(c.nodes[away].store, func(l *loop) {
+			g := l.groups[1]
+			later, cancelled := at(term+1), false
+			g.offer = &offer{msg: later, cancel: func() { cancelled = true }}
+			l.offered(g, at(term))
+			require.False(t, cancelled)
+			require.Same(t, later, g.offer.msg)
+			require.Nil(t, g.offer.next)
+			g.offer.cancel = nil // as long as it waits for its turn
+			l.offered(g, at(term))
+			require.Same(t, later, g.offer.msg)
+			g.offer = nil
+		})
+	})
+}
