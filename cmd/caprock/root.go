@@ -82,7 +82,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict or failed preconditi
 	root.AddCommand(
 		newStartCommand(a), newDemoCommand(a), newGatewayCommand(a),
 		newGetCommand(a), newPutCommand(a), newDeleteCommand(a), newListCommand(a), newBatchCommand(a),
-		newVerifyCommand(a), newStatusCommand(a), newCheckCommand(a), newHealthcheckCommand(a), newVersionCommand(a),
+		newVerifyCommand(a), newStatusCommand(a), newPolicyCommand(a), newCheckCommand(a), newHealthcheckCommand(a), newVersionCommand(a),
 	)
 	return root
 }

@@ -54,6 +54,8 @@ var hunters = map[mutant.Name][]string{
 	mutant.TombstoneCollectedEarly: {"TestNodeAwayForThirtyDaysResurrectsNothing"},
 	mutant.TreeNotMarked:           {"TestReplicaThatMissedWritesIsMadeEqualByExchange"},
 	mutant.LateDotAccepted:         {"TestVersionFromBeforeTheWatermarkSpreadsNowhere"},
+	mutant.CounterAdds:             {"TestCountersOfAllNodesAddUp"},
+	mutant.ExpiredReturned:         {"TestPoliciesTimeToLiveEndsOnEveryNode"},
 }
 
 // result is how a hunt ended.
