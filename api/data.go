@@ -66,7 +66,7 @@ func (x *exchange) parseData(op kv.Op, rest string, encoded bool) (*kv.Request, 
 		return nil, p, err
 	}
 	req := &kv.Request{
-		Op: op, Level: p.level, Quorum: p.quorum, Condition: p.condition, Siblings: p.siblings, Key: key, Context: p.context,
+		Op: op, Level: p.level, Quorum: p.quorum, Condition: p.condition, Siblings: p.siblings, Sloppy: p.sloppy, Key: key, Context: p.context,
 		ID: p.id, TTL: p.ttl,
 	}
 	if p.level != kv.LevelUnset {
@@ -146,6 +146,10 @@ func appendWritten(dst []byte, op kv.Op, key []byte, resp *kv.Response) []byte {
 	dst = appendText(dst, resp.Level.String())
 	dst = append(dst, `,"acks":`...)
 	dst = strconv.AppendInt(dst, int64(resp.Acks), 10)
+	if resp.Hinted > 0 {
+		dst = append(dst, `,"hinted":`...)
+		dst = strconv.AppendInt(dst, int64(resp.Hinted), 10)
+	}
 	dst = append(dst, `,"outcome":`...)
 	dst = appendText(dst, resp.Outcome.String())
 	if op == kv.OpDelete {

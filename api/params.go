@@ -20,7 +20,8 @@ type params struct {
 	context   []byte        // nil: not given
 	id        kv.OpID       // of the header Idempotency-Key
 	ttl       time.Duration // 0: for ever
-	seen      uint32        // a bit for each entry of dataParams that was given
+	sloppy    bool
+	seen      uint32 // a bit for each entry of dataParams that was given
 }
 
 // dataParam is one documented parameter of the data routes.
@@ -46,7 +47,7 @@ func dataParamTable() []dataParam {
 			p.ttl, err = parseTTL(v)
 			return err
 		}},
-		{"sloppy", false, true, unsupportedParam("sloppy")},
+		{"sloppy", false, true, parseSloppy},
 		{"fallback", true, true, unsupportedParam("fallback")},
 		{"explain", true, true, unsupportedParam("explain")},
 	}
@@ -215,6 +216,17 @@ func parseContext(value string, into *[]byte) *kv.Error {
 		return kv.Errorf(kv.CodeBadRequest, "the context is not one that an answer gave: it is not base64url")
 	}
 	*into = token
+	return nil
+}
+
+func parseSloppy(_ *Config, p *params, value string) *kv.Error {
+	switch value {
+	case "true":
+		p.sloppy = true
+	case "false":
+	default:
+		return kv.Errorf(kv.CodeBadRequest, "sloppy=%q is neither true nor false", value)
+	}
 	return nil
 }
 

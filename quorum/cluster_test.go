@@ -35,6 +35,13 @@ type cluster struct {
 	repair RepairMode
 	// resolves is the resolver of all keys; nil: as keeps says.
 	resolves Resolver
+	// hinting is the configuration of the nodes' stores of hints, standing what the map says of a hint's target.
+	hinting  HintConfig
+	standing Standing
+	// spare nodes are no owners of the partition.
+	spare int
+	// leads leads the partition; NoNode: nobody is known to.
+	leads kv.NodeID
 	// carried counts the messages under way.
 	carried sync.WaitGroup
 }
@@ -61,6 +68,7 @@ type testNode struct {
 	skew   time.Duration
 	store  *Store
 	coord  *Coordinator
+	hints  *Hints
 	reg    *prometheus.Registry
 	dead   atomic.Bool
 	// fenced is set when the power goes: nothing leaves the node any more.
@@ -90,7 +98,7 @@ func newCluster(t testing.TB, n int) *cluster {
 // newClusterOn makes a cluster whose nodes have the storage configuration, and disks made by fs with what a power cut
 // would leave of them.
 func newClusterOn(t testing.TB, n int, cfg storage.Config, disk func() (storage.FS, func() storage.FS)) *cluster {
-	c := &cluster{t: t, cfg: cfg, nodes: map[kv.NodeID]*testNode{}, links: map[[2]kv.NodeID]link{}}
+	c := &cluster{t: t, cfg: cfg, hinting: DefaultHintConfig(), standing: StandingOwner, nodes: map[kv.NodeID]*testNode{}, links: map[[2]kv.NodeID]link{}}
 	for id := kv.NodeID(1); id <= kv.NodeID(n); id++ {
 		node := &testNode{id: id, c: c}
 		node.fs, node.crash = disk()
@@ -161,11 +169,22 @@ func (n *testNode) start() {
 		KeepsSiblings: func([]byte) bool { return n.c.resolver().KeepsSiblings() },
 	})
 	require.NoError(t, err)
+	alive := func(id kv.NodeID) bool { return !n.c.node(id).dead.Load() }
+	n.hints, err = NewHints(n.c.hinting, HintDeps{
+		Self: n.id, State: n.engine.State(), Committer: n.disk, Clock: n.clock, Replicas: wires{n.c, n}, Alive: alive,
+		Target: func(kv.PartitionID, kv.NodeID) (kv.Epoch, Standing) { return 1, n.c.standing },
+		Name:   func(id kv.NodeID) string { return fmt.Sprintf("n%d", id) }, Logger: log, Registerer: n.reg,
+	})
+	require.NoError(t, err)
 	cfg := DefaultConfig()
 	cfg.ReadSample = 0 // a test that wants samples says so
 	n.coord, err = NewCoordinator(cfg, Deps{
 		Self: n.id, Store: n.store, Replicas: wires{n.c, n}, Scanner: wires{n.c, n}, Clock: n.clock, Logger: log, Registerer: n.reg,
-		Alive: func(id kv.NodeID) bool { return !n.c.node(id).dead.Load() },
+		Alive: alive, Hints: n.hints,
+		Leader: func(kv.PartitionID) kv.NodeID { return n.c.leads },
+		Forward: func(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error) {
+			return n.c.node(to).coord.Do(ctx, n.c.call(r, kv.Quorum{}))
+		},
 	})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -173,10 +192,13 @@ func (n *testNode) start() {
 	wg.Go(func() { n.disk.run(ctx) })
 	ended := make(chan error, 1)
 	coordCtx, stopCoord := context.WithCancel(context.Background())
+	hinting := make(chan error, 1)
+	go func() { hinting <- n.hints.Run(coordCtx) }()
 	go func() { ended <- n.coord.Run(coordCtx) }()
 	n.stopCoordinator = sync.OnceFunc(func() {
 		stopCoord()
 		require.NoError(t, <-ended)
+		require.NoError(t, <-hinting)
 	})
 	n.stop = func() {
 		n.stopCoordinator()
@@ -213,7 +235,7 @@ func (c *cluster) kill(id kv.NodeID) {
 }
 
 func (c *cluster) owners() []kv.NodeID {
-	out := make([]kv.NodeID, len(c.nodes))
+	out := make([]kv.NodeID, len(c.nodes)-c.spare)
 	for i := range out {
 		out[i] = kv.NodeID(i + 1)
 	}
@@ -237,11 +259,25 @@ func (c *cluster) do(at kv.NodeID, timeout time.Duration, r *kv.Request, q kv.Qu
 	if r.Level == kv.LevelUnset {
 		r.Level = kv.LevelEventual
 	}
-	q, err := q.Resolve(kv.Quorum{N: len(c.nodes), R: 2, W: 2}, len(c.nodes))
+	return c.node(at).coord.Do(ctx, c.call(r, q))
+}
+
+// call is a request as the router hands it to a coordinator.
+func (c *cluster) call(r *kv.Request, q kv.Quorum) Call {
+	owners := c.owners()
+	q, err := q.Resolve(kv.Quorum{N: len(owners), R: 2, W: 2}, len(owners))
 	require.NoError(c.t, err)
-	return c.node(at).coord.Do(ctx, Call{
-		Request: r, ResolverOf: func([]byte) Resolver { return c.resolver() }, Partition: 3, Epoch: 1, Owners: c.owners(), Quorum: q, Resolver: c.resolver(), Repair: c.repair,
-	})
+	return Call{
+		Request: r, Partition: 3, Epoch: 1, Owners: owners, Quorum: q, Resolver: c.resolver(), ResolverOf: func([]byte) Resolver { return c.resolver() }, Repair: c.repair,
+		Fallbacks: func() []kv.NodeID {
+			var out []kv.NodeID
+			for i := range c.nodes {
+				out = append(out, i)
+			}
+			slices.Sort(out)
+			return out
+		},
+	}
 }
 
 func (c *cluster) put(at kv.NodeID, key, value string, context []byte, w int) (kv.Response, error) {
@@ -290,7 +326,13 @@ type wires struct {
 }
 
 func (w wires) Write(ctx context.Context, to kv.NodeID, r WriteRequest, done func(WriteReply, error)) {
-	carry(w, ctx, to, done, func(n *testNode, reply func(WriteReply, error)) { n.store.Write(r, reply) })
+	carry(w, ctx, to, done, func(n *testNode, reply func(WriteReply, error)) {
+		if r.HintFor != kv.NoNode {
+			n.hints.Take(r, reply)
+			return
+		}
+		n.store.Write(r, reply)
+	})
 }
 
 func (w wires) Read(ctx context.Context, to kv.NodeID, r ReadRequest, done func(ReadReply, error)) {

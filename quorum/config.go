@@ -28,6 +28,15 @@ type Config struct {
 	// replica is not sent to, which counts as a vote lost, never as a failed request: a replica that swallows
 	// everything must not hold up the others.
 	CallsPerReplicaMax int
+	// LeaderAttemptsMax is AttemptsMax on the leader of the key's partition, which others hand writes to that were refused
+	// twice. Default 16.
+	LeaderAttemptsMax int
+	// HotFor is for how long a node hands all writes of a key straight to the leader after it had to hand over one. Default
+	// 1 s.
+	HotFor time.Duration
+	// FallbackDelay is how long a sloppy write waits for a replica before it has the next node of the ring keep a hint.
+	// Default 200 ms. A replica that is believed dead is not waited for.
+	FallbackDelay time.Duration
 	// RepairsMax bounds the read repairs under way at once. Default 256. Beyond it a repair is dropped and counted.
 	RepairsMax int
 	// StopTimeout is how long Run waits for outstanding calls after it was told to stop. Default 5 s.
@@ -39,6 +48,9 @@ func DefaultConfig() Config {
 	return Config{
 		SiblingsMax:        64,
 		AttemptsMax:        3,
+		LeaderAttemptsMax:  16,
+		HotFor:             time.Second,
+		FallbackDelay:      200 * time.Millisecond,
 		HedgeDelay:         20 * time.Millisecond,
 		ReadSample:         0.1,
 		RequestTimeout:     5 * time.Second,
@@ -57,6 +69,7 @@ func (c Config) Validate() error {
 	}{
 		{"siblings max", c.SiblingsMax},
 		{"attempts max", c.AttemptsMax},
+		{"leader attempts max", c.LeaderAttemptsMax},
 		{"calls per replica max", c.CallsPerReplicaMax},
 		{"repairs max", c.RepairsMax},
 	} {
@@ -69,6 +82,8 @@ func (c Config) Validate() error {
 		value time.Duration
 	}{
 		{"hedge delay", c.HedgeDelay},
+		{"hot for", c.HotFor},
+		{"fallback delay", c.FallbackDelay},
 		{"request timeout", c.RequestTimeout},
 		{"replica timeout", c.ReplicaTimeout},
 		{"stop timeout", c.StopTimeout},

@@ -31,7 +31,14 @@ type Deps struct {
 	// Distance says how far a node is, 0 being nearest; nil: all are equally far. It is cheap.
 	Distance func(kv.NodeID) int
 	// Seed tells the samples of different coordinators apart.
-	Seed       uint64
+	Seed uint64
+	// Hints keeps what replicas did not take. Nil: nothing is kept.
+	Hints *Hints
+	// Leader returns who leads the group of a partition, as far as this node knows, and Forward hands a request to another
+	// replica. An error whose outcome is "not applied" says that the other one did nothing. Both are nil where writes that are
+	// refused again and again are not to be handed on.
+	Leader     func(kv.PartitionID) kv.NodeID
+	Forward    func(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error)
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -49,6 +56,9 @@ type Call struct {
 	Repair   RepairMode
 	// ResolverOf returns the resolver of a listed key, nil for one that this node does not know. For listings only.
 	ResolverOf func(key []byte) Resolver
+	// Fallbacks returns the nodes that may keep hints for owners, in the order of the ring. It is asked for sloppy writes
+	// only. Nil: there are none.
+	Fallbacks func() []kv.NodeID
 }
 
 // Coordinator serves requests of the levels eventual and local on behalf of a partition that this node replicates. It
@@ -61,6 +71,7 @@ type Coordinator struct {
 	// reads and writes pick what is measured.
 	reads, writes *sampler
 	latencies     *latencies
+	hot           hotKeys
 	// repairing counts the read repairs under way.
 	repairing atomic.Int64
 	// life is done once Run has been told to stop; it ends the calls that are still out.

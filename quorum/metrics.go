@@ -59,6 +59,8 @@ type coordinatorMetrics struct {
 	hedges         prometheus.Counter
 	lateAcks       prometheus.Counter
 	lateFailures   prometheus.Counter
+	handedOver     prometheus.Counter
+	hintedWrites   prometheus.Counter
 	callsDropped   prometheus.Counter
 	outstanding    prometheus.GaugeFunc
 	samplesPartial prometheus.Counter
@@ -128,6 +130,8 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 		hedges:         counter("kvstore_quorum_hedged_reads_total", "Reads that asked further replicas because one was late or failed."),
 		lateAcks:       counter("kvstore_quorum_late_acks_total", "Acknowledgements that arrived after their request was answered."),
 		lateFailures:   counter("kvstore_quorum_late_failures_total", "Replicas that failed or refused a write after it was answered; anti-entropy repairs them."),
+		handedOver:     counter("kvstore_quorum_leader_writes_total", "Writes handed to the leader of their partition because others of the same key overtook them."),
+		hintedWrites:   counter("kvstore_quorum_hinted_acks_total", "Acknowledgements of sloppy writes that were hints on other nodes."),
 		callsDropped:   counter("kvstore_quorum_calls_dropped_total", "Calls not sent because too many to the same replica were outstanding."),
 		outstanding: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "kvstore_quorum_calls_outstanding",
@@ -137,7 +141,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 	for _, op := range []kv.Op{kv.OpGet, kv.OpPut, kv.OpDelete, kv.OpList} {
 		m.failures[op] = failures.WithLabelValues(op.String())
 	}
-	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures,
+	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures, m.handedOver, m.hintedWrites,
 		m.callsDropped, m.outstanding)
 	m.registerStaleness(reg)
 	return m

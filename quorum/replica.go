@@ -34,6 +34,9 @@ type WriteRequest struct {
 	// New is the dot of the attempt that needs the acknowledgement: one of Set's siblings. The zero dot marks a repair,
 	// which is merged as far as the drop rule lets it and never counts as an attempt.
 	New causal.Dot
+	// HintFor is the node that the receiver is to keep the set for, as a hint, because that node does not take it now. NoNode:
+	// the set is for the receiver itself.
+	HintFor kv.NodeID
 }
 
 // IsRepair reports whether the request carries no attempt of its own.

@@ -151,6 +151,9 @@ func (s *Store) write(w WriteRequest, heals bool, done func(WriteReply, error)) 
 		if mutant.Planted == mutant.MergeOverwrites {
 			merged = w.Set
 		}
+		if mutant.Planted == mutant.HintBypassesDropRule && w.IsRepair() {
+			merged = causal.Merge(v.set, w.Set)
+		}
 		if e.suspect || !merged.Equal(v.set) {
 			c = e.put(merged, durable)
 		} else {

@@ -130,6 +130,16 @@ func (t *Tracker) at(i int) *vote {
 	return &t.more[i-votersInline]
 }
 
+// ballotOf returns what the node said, ballotNone for one that has not voted.
+func (t *Tracker) ballotOf(node kv.NodeID) ballot {
+	for i := range t.voters {
+		if v := t.at(i); v.node == node {
+			return v.ballot
+		}
+	}
+	return ballotNone
+}
+
 // Outcome returns where the vote stands.
 func (t *Tracker) Outcome() Outcome {
 	switch {

@@ -16,6 +16,8 @@ type writeOp struct {
 	call  *Call
 	nodes []kv.NodeID // who takes part, this node first
 	alive int
+	// fallbacks are the live nodes that may keep hints of a sloppy write, next ones first.
+	fallbacks []kv.NodeID
 	// wake has room for one signal: there is something new in vote.
 	wake chan struct{}
 
@@ -25,6 +27,14 @@ type writeOp struct {
 	answered bool
 	// acked is when a write that is measured was answered.
 	acked time.Time
+	// set and dot are the present attempt: what a replica that does not take it lacks.
+	set causal.SiblingSet
+	dot causal.Dot
+	// until is the context of the calls made for the present attempt.
+	until callContext
+	// diverted are the replicas for which others were asked to keep the present attempt, fallen how many of fallbacks were.
+	diverted []kv.NodeID
+	fallen   int
 }
 
 // write coordinates a PUT or DELETE.
@@ -40,17 +50,31 @@ func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error
 			return kv.Response{}, err
 		}
 	}
+	if c.hot.has(r.Key) {
+		if res, done, err := c.handOver(ctx, call, nil); done {
+			return res, err
+		}
+	}
 	nodes, alive := c.participants(call)
-	if alive < call.Quorum.W {
+	fallbacks := c.fallbacksOf(call)
+	if alive+len(fallbacks) < call.Quorum.W {
 		return kv.Response{}, tooFewAlive(call.Quorum.W, alive, len(nodes))
 	}
 	o := &writeOp{
-		c: c, call: call, nodes: nodes, alive: alive,
+		c: c, call: call, nodes: nodes, alive: alive, fallbacks: fallbacks,
 		wake: make(chan struct{}, 1),
 		vote: newWriteVote(c.deps.Self, call.Quorum.W, len(nodes)),
 	}
 	d := &draft{context: read, blind: blind, deleted: r.Op == kv.OpDelete, value: r.Value, ttl: r.TTL}
-	return o.run(ctx, d)
+	found, attempts := false, c.cfg.AttemptsMax
+	if len(r.Resume) > 0 {
+		attempts = c.cfg.LeaderAttemptsMax
+		if found, err = decodeResume(r.Resume, d); err != nil {
+			return kv.Response{}, err
+		}
+		o.vote.above, o.vote.base = d.above, d.base
+	}
+	return o.run(ctx, d, found, attempts)
 }
 
 // writerRead returns what the writer had read. An entry ahead of every clock would silently cover writes yet to be made,
@@ -70,8 +94,7 @@ func (c *Coordinator) writerRead(r *kv.Request) (causal.Vector, error) {
 }
 
 // run makes attempts until one is decided.
-func (o *writeOp) run(ctx context.Context, d *draft) (kv.Response, error) {
-	found := false
+func (o *writeOp) run(ctx context.Context, d *draft, found bool, attempts int) (kv.Response, error) {
 	for {
 		attempt := o.begin(d)
 		p, err := o.c.deps.Store.place(o.c.deps.Self, o.call.Partition, o.call.Request.Key, d, o.call.Resolver,
@@ -82,7 +105,7 @@ func (o *writeOp) run(ctx context.Context, d *draft) (kv.Response, error) {
 		if p.covered {
 			return o.settled(d, found), nil
 		}
-		if attempt == 1 {
+		if d.id.IsZero() {
 			// What a reader would have found is what lay there before the write's first attempt.
 			d.id, found = p.dot, p.found
 		}
@@ -91,7 +114,15 @@ func (o *writeOp) run(ctx context.Context, d *draft) (kv.Response, error) {
 		switch {
 		case what == stepApplied:
 			return o.applied(d, p, found), nil
-		case what == stepRestamp && attempt < o.c.cfg.AttemptsMax:
+		case what == stepRestamp && attempt >= attemptsBeforeLeader:
+			if res, done, err := o.lead(ctx, d, found); done {
+				return res, err
+			}
+			if attempt >= attempts {
+				return kv.Response{}, o.failed(what, err)
+			}
+			o.c.metrics.restamps.Inc()
+		case what == stepRestamp && attempt < attempts:
 			o.c.metrics.restamps.Inc()
 		default:
 			return kv.Response{}, o.failed(what, err)
@@ -104,19 +135,23 @@ func (o *writeOp) begin(d *draft) (attempt int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.vote.begin()
+	o.set, o.diverted, o.fallen = causal.SiblingSet{}, nil, 0
 	d.above, d.base = o.vote.above, o.vote.base
 	return o.vote.attempt
 }
 
 // send hands the attempt to all other replicas at once.
 func (o *writeOp) send(ctx context.Context, attempt int, p placed) {
+	until := o.c.callContext(ctx)
+	o.mu.Lock()
+	o.set, o.dot, o.until = p.set, p.dot, until
+	o.mu.Unlock()
 	if len(o.nodes) == 1 {
 		return
 	}
 	w := WriteRequest{
 		Partition: o.call.Partition, Epoch: o.call.Epoch, Key: o.call.Request.Key, Set: p.set, New: p.dot,
 	}
-	until := o.c.callContext(ctx)
 	for _, node := range o.nodes[1:] {
 		if !o.c.calls.begin(node) {
 			o.report(attempt, node, WriteReply{}, o.c.errNotCalled(node))
@@ -127,15 +162,34 @@ func (o *writeOp) send(ctx context.Context, attempt int, p placed) {
 			o.report(attempt, node, r, err)
 		})
 	}
+	o.divertLate(o.nodes[o.alive:])
+}
+
+// lead hands a write that was refused again and again to the leader of the partition, which cannot be outrun by its own log
+// and puts the writes that are handed to it in one order. It returns false when the leader did nothing, or there is none.
+func (o *writeOp) lead(ctx context.Context, d *draft, found bool) (kv.Response, bool, error) {
+	o.mu.Lock()
+	d.above, d.base = o.vote.above, o.vote.base
+	o.mu.Unlock()
+	res, done, err := o.c.handOver(ctx, o.call, appendResume(nil, d, found))
+	if !done {
+		return kv.Response{}, false, nil
+	}
+	o.mu.Lock()
+	o.answered = true
+	o.mu.Unlock()
+	return res, true, err
 }
 
 // report takes what became of the attempt at one replica.
 func (o *writeOp) report(attempt int, node kv.NodeID, r WriteReply, err error) {
 	o.mu.Lock()
 	late := o.answered
+	var h handoff
 	switch {
 	case err != nil:
 		o.vote.failure(attempt, node, err)
+		h = o.missed(attempt, node)
 	case r.Accepted:
 		o.vote.acked(attempt, node)
 	default:
@@ -145,12 +199,10 @@ func (o *writeOp) report(attempt int, node kv.NodeID, r WriteReply, err error) {
 		o.measureLag()
 	}
 	o.mu.Unlock()
+	o.handOff(h)
 	switch {
 	case !late:
-		select {
-		case o.wake <- struct{}{}:
-		default: // it has not looked since the last signal
-		}
+		o.poke()
 	case err == nil && r.Accepted:
 		o.c.metrics.lateAcks.Inc()
 	default:
@@ -163,6 +215,12 @@ func (o *writeOp) await(ctx context.Context) (step, error) {
 	var timer *time.Timer
 	var hedge <-chan time.Time
 	late := false
+	var turn <-chan time.Time
+	if len(o.fallbacks) > 0 {
+		t := time.NewTimer(o.c.cfg.FallbackDelay)
+		defer t.Stop()
+		turn = t.C
+	}
 	for {
 		what, refused := o.look(late)
 		if what != stepWait {
@@ -177,6 +235,8 @@ func (o *writeOp) await(ctx context.Context) (step, error) {
 		case <-o.wake:
 		case <-hedge:
 			late = true
+		case <-turn:
+			o.divertLate(o.nodes)
 		case <-ctx.Done():
 			what, _ = o.look(late)
 			return what, ctx.Err()
@@ -199,9 +259,13 @@ func (o *writeOp) applied(d *draft, p placed, found bool) kv.Response {
 		o.acked = time.Now()
 		o.measureLag()
 	}
+	hinted := o.vote.hintedAcks()
 	o.mu.Unlock()
+	if hinted > 0 {
+		o.c.metrics.hintedWrites.Add(float64(hinted))
+	}
 	return kv.Response{
-		Found: found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: len(acked),
+		Found: found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: len(acked) + hinted, Hinted: hinted,
 		Context:   causal.EncodeContext(o.call.Request.Key, d.writerContext(p.set, p.dot, o.call.Resolver.KeepsSiblings())),
 		Timestamp: p.dot.Time.Time(), Coordinator: o.c.deps.Self, Replicas: acked,
 	}
@@ -247,7 +311,7 @@ func (o *writeOp) failed(what step, deadline error) error {
 	defer o.mu.Unlock()
 	o.answered = true
 	v := &o.vote
-	acked := v.votes.Acked()
+	acked := v.acks()
 	var e *kv.Error
 	switch {
 	case deadline != nil && what == stepWait:

@@ -42,6 +42,11 @@ type writeVote struct {
 	own, failed bool
 	// refusals counts the replicas that refused the present attempt.
 	refusals int
+	// hints are the replicas for which another node has made a hint of the present attempt durable, in a sloppy write.
+	// Invariant: such a hint counts towards W and never as the replica's own acknowledgement.
+	hints []kv.NodeID
+	// diverting counts the nodes that were asked to keep such a hint and have not answered.
+	diverting int
 	// above and base are what the refusals of all attempts named.
 	above causal.Stamp
 	base  causal.Position
@@ -62,12 +67,43 @@ func newWriteVote(self kv.NodeID, required, replicas int) writeVote {
 // begin starts the next attempt.
 func (v *writeVote) begin() {
 	if v.attempt > 0 {
-		v.heldBefore = v.heldBefore || v.votes.MayBeHeld()
+		v.heldBefore = v.heldBefore || v.mayBeHeld()
 	}
 	v.attempt++
 	v.votes = NewTracker(v.required, v.replicas)
 	v.own, v.failed, v.refusals = false, false, 0
+	v.hints, v.diverting = nil, 0
 }
+
+// mayBeHeld reports whether anybody may come to hold the present attempt.
+func (v *writeVote) mayBeHeld() bool { return v.votes.MayBeHeld() || len(v.hints)+v.diverting > 0 }
+
+// diverted notes that another node is asked to keep a hint for a replica.
+func (v *writeVote) diverted() { v.diverting++ }
+
+// hinted notes what a node said that was asked to keep a hint for the replica.
+func (v *writeVote) hinted(attempt int, replica kv.NodeID, durable bool) {
+	if attempt != v.attempt {
+		return
+	}
+	v.diverting--
+	if durable {
+		v.hints = append(v.hints, replica)
+	}
+}
+
+// hintedAcks counts the replicas for which a hint stands in: those that have acknowledged since count for themselves.
+func (v *writeVote) hintedAcks() (n int) {
+	for _, replica := range v.hints {
+		if v.votes.ballotOf(replica) != ballotAcked {
+			n++
+		}
+	}
+	return n
+}
+
+// acks counts all that stands for W.
+func (v *writeVote) acks() int { return v.votes.Acked() + v.hintedAcks() }
 
 // acked notes that the node holds the attempt durably.
 func (v *writeVote) acked(attempt int, node kv.NodeID) {
@@ -117,17 +153,18 @@ func (v *writeVote) failure(attempt int, node kv.NodeID, err error) {
 // next decides. late says that the replicas which have not answered had their time to; without it a refusal waits for
 // them, because an attempt that reaches W needs no other.
 func (v *writeVote) next(late bool) step {
-	switch outcome := v.votes.Outcome(); {
+	acks, open := v.acks(), v.votes.Missing()+v.diverting
+	switch met := acks >= v.required; {
 	case v.failed:
 		return stepFail
-	case outcome == Met && (v.own || mutant.Planted == mutant.OwnCopyIgnored):
+	case met && (v.own || mutant.Planted == mutant.OwnCopyIgnored):
 		return stepApplied
-	case outcome == Met:
+	case met:
 		return stepWait
-	case v.votes.Acked()+v.refusals+v.votes.Missing() < v.required:
+	case acks+v.refusals+open < v.required:
 		// Not even if all that refused took the next attempt.
 		return stepFail
-	case outcome == Unreachable, late && v.refusals > 0:
+	case acks+open < v.required, late && v.refusals > 0:
 		return stepRestamp
 	default:
 		return stepWait
@@ -139,7 +176,7 @@ func (v *writeVote) outcome() kv.Outcome {
 	switch {
 	case v.next(false) == stepApplied:
 		return kv.OutcomeApplied
-	case v.heldBefore || v.attempt > 0 && v.votes.MayBeHeld():
+	case v.heldBefore || v.attempt > 0 && v.mayBeHeld():
 		return kv.OutcomeUnknown
 	default:
 		return kv.OutcomeNotApplied

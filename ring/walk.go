@@ -37,6 +37,22 @@ func makePoints(ids []kv.NodeID, weight []int, vnodes int) []point {
 	return out
 }
 
+// Walk returns for each partition all nodes in the order in which they are met going round the ring from its token: its
+// owners come first only as far as zones and loads allow. It is where a node's stand-ins are looked for.
+func Walk(nodes []Node, cfg Config) ([][]kv.NodeID, error) {
+	l, err := newLayout(nodes, cfg)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]kv.NodeID, cfg.Partitions)
+	for p := range out {
+		for _, n := range l.walk(p) {
+			out[p] = append(out[p], l.ids[n])
+		}
+	}
+	return out, nil
+}
+
 // walk returns all nodes in the order in which they are met going round the ring from the partition's token.
 func (l *layout) walk(p int) []int {
 	token := tokenOf(p, l.q)

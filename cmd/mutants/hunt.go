@@ -56,6 +56,9 @@ var hunters = map[mutant.Name][]string{
 	mutant.LateDotAccepted:         {"TestVersionFromBeforeTheWatermarkSpreadsNowhere"},
 	mutant.CounterAdds:             {"TestCountersOfAllNodesAddUp"},
 	mutant.ExpiredReturned:         {"TestPoliciesTimeToLiveEndsOnEveryNode"},
+	mutant.HintDroppedEarly:        {"TestNodeThatWasAwayGetsEverythingByHints"},
+	mutant.HintCountedAsAck:        {"TestHintsForUnreachableReplicasAcknowledgeNothing"},
+	mutant.HintBypassesDropRule:    {"TestHintsOfWhatAStrongWriteReplacedAreDroppedAtTheirTarget"},
 }
 
 // result is how a hunt ended.

@@ -44,11 +44,14 @@ const (
 	flagItems      = 1 << 2
 	flagTTL        = 1 << 3
 	flagList       = 1 << 4
+	flagSloppy     = 1 << 5
+	flagResume     = 1 << 6
 
 	flagItemResults = 1 << 0 // of a response with more
 	flagListed      = 1 << 1
 	flagMore        = 1 << 2
 	flagExpires     = 1 << 3
+	flagHinted      = 1 << 4
 
 	flagKeysOnly = 1 << 0 // of a listing
 	flagSingle   = 1 << 1
@@ -113,7 +116,7 @@ func AppendResponse(dst []byte, r *Response) []byte {
 	flags := flagIf(r.Found, flagFound) | flagIf(r.Settled, flagSettled) | flagIf(!r.Timestamp.IsZero(), flagTimestamp)
 	format := byte(responseFormat)
 	more := flagIf(len(r.Items) > 0, flagItemResults) | flagIf(len(r.Listed) > 0, flagListed) | flagIf(r.More, flagMore) |
-		flagIf(!r.Expires.IsZero(), flagExpires)
+		flagIf(!r.Expires.IsZero(), flagExpires) | flagIf(r.Hinted != 0, flagHinted)
 	if more != 0 {
 		format = responseFormatMore
 	}
@@ -153,6 +156,9 @@ func AppendResponse(dst []byte, r *Response) []byte {
 	}
 	if more&flagExpires != 0 {
 		dst = appendTime(dst, r.Expires)
+	}
+	if more&flagHinted != 0 {
+		dst = appendInt(dst, r.Hinted)
 	}
 	return dst
 }

@@ -10,7 +10,7 @@ import (
 // moreOf returns the flags of what the request has that the first version did not know; 0 for most.
 func moreOf(r *Request) byte {
 	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired) | flagIf(len(r.Items) > 0, flagItems) | flagIf(r.TTL != 0, flagTTL) |
-		flagIf(r.List != nil, flagList)
+		flagIf(r.List != nil, flagList) | flagIf(r.Sloppy, flagSloppy) | flagIf(len(r.Resume) > 0, flagResume)
 }
 
 func appendMore(dst []byte, r *Request, more byte) []byte {
@@ -29,6 +29,9 @@ func appendMore(dst []byte, r *Request, more byte) []byte {
 		dst = appendInt(dst, q.Limit)
 		dst = appendBytes(dst, q.Prefix)
 		dst = appendBytes(dst, q.After)
+	}
+	if more&flagResume != 0 {
+		dst = appendBytes(dst, r.Resume)
 	}
 	if more&flagItems == 0 {
 		return dst
@@ -88,7 +91,8 @@ func (d *decoder) listed(item *ListItem) {
 
 // more reads what appendMore wrote, flags included. What is empty has no flag.
 func (d *decoder) more(r *Request) {
-	more := d.enum(flagID | flagIDRequired | flagItems | flagTTL | flagList)
+	more := d.enum(flagID | flagIDRequired | flagItems | flagTTL | flagList | flagSloppy | flagResume)
+	r.Sloppy = more&flagSloppy != 0
 	r.ID.Required = more&flagIDRequired != 0
 	if more&flagID != 0 {
 		r.ID.Session = d.bytes()
@@ -109,6 +113,9 @@ func (d *decoder) more(r *Request) {
 			d.fail()
 		}
 	}
+	if more&flagResume != 0 {
+		r.Resume = d.bytes()
+	}
 	if more&flagItems != 0 {
 		r.Items = make([]BatchItem, d.count(itemBytesMin))
 		for i := range r.Items {
@@ -116,13 +123,13 @@ func (d *decoder) more(r *Request) {
 		}
 	}
 	if more == 0 || (more&flagID != 0) == r.ID.IsZero() || (more&flagItems != 0) == (len(r.Items) == 0) ||
-		(more&flagTTL != 0) == (r.TTL == 0) {
+		(more&flagTTL != 0) == (r.TTL == 0) || (more&flagResume != 0) == (len(r.Resume) == 0) {
 		d.fail()
 	}
 }
 
 func (d *decoder) moreOfResponse(r *Response) {
-	more := d.enum(flagItemResults | flagListed | flagMore | flagExpires)
+	more := d.enum(flagItemResults | flagListed | flagMore | flagExpires | flagHinted)
 	r.More = more&flagMore != 0
 	if more&flagItemResults != 0 {
 		r.Items = make([]ItemResult, d.count(1))
@@ -139,7 +146,10 @@ func (d *decoder) moreOfResponse(r *Response) {
 	if more&flagExpires != 0 {
 		r.Expires = d.time()
 	}
-	if more == 0 || (more&flagExpires != 0) == r.Expires.IsZero() || (more&flagItemResults != 0) == (len(r.Items) == 0) || (more&flagListed != 0) == (len(r.Listed) == 0) {
+	if more&flagHinted != 0 {
+		r.Hinted = d.int()
+	}
+	if more == 0 || (more&flagHinted != 0) == (r.Hinted == 0) || (more&flagExpires != 0) == r.Expires.IsZero() || (more&flagItemResults != 0) == (len(r.Items) == 0) || (more&flagListed != 0) == (len(r.Listed) == 0) {
 		d.fail()
 	}
 }

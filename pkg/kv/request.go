@@ -86,9 +86,11 @@ type Request struct {
 	Quorum    Quorum
 	Condition Condition
 	Siblings  SiblingMode
-	Key       []byte
-	Value     []byte
-	Context   []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
+	// Sloppy lets durable hints on nodes that are no replicas of the key count towards the W of an eventual write.
+	Sloppy  bool
+	Key     []byte
+	Value   []byte
+	Context []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
 	// ID lets a strong write be repeated without being applied twice.
 	ID OpID
 	// TTL is how long the value of a put is there, in whole milliseconds; 0 means for ever, and see TTLKeep.
@@ -97,6 +99,8 @@ type Request struct {
 	Items []BatchItem
 	// List is what an OpList asks for.
 	List *ListQuery
+	// Resume is how a coordinator hands a write on that others overtook; only nodes say it to one another.
+	Resume []byte
 	// Hops counts the nodes that forwarded the request. Bounded by the router, so that nodes that disagree about a
 	// leader cannot hand a request around for ever.
 	Hops uint8
@@ -118,6 +122,7 @@ type Response struct {
 	Level   Level   // the level achieved
 	Outcome Outcome // of a write
 	Acks    int     // replicas that acknowledged, or answered
+	Hinted  int     // how many of Acks are hints that other nodes keep for replicas
 	Version uint64  // Raft index of the strong write; 0 for a value that has only been written eventually
 	Value   []byte
 	Context []byte // opaque causal context covering everything this answer reflects

@@ -33,6 +33,9 @@ func (r *Request) Validate(l Limits) error {
 	if r.Op.IsWrite() && r.Siblings != SiblingsDefault {
 		return Errorf(CodeBadRequest, "siblings= chooses how a read answers; it means nothing on a write")
 	}
+	if r.Sloppy && (r.Level != LevelEventual || !r.Op.IsWrite()) {
+		return Errorf(CodeBadRequest, "sloppy= lets hints count as acknowledgements of a write at level eventual; it means nothing here")
+	}
 	if r.Level == LevelStrong {
 		return r.validateStrong(l)
 	}

@@ -41,6 +41,9 @@ const (
 	FirstAnswerWins         Name = "first_answer_wins"
 	RepairAfterAnswer       Name = "repair_after_answer"
 	ListSkipsPageEdge       Name = "list_skips_page_edge"
+	HintDroppedEarly        Name = "hint_dropped_early"
+	HintCountedAsAck        Name = "hint_counted_as_ack"
+	HintBypassesDropRule    Name = "hint_bypasses_drop_rule"
 )
 
 // All returns every name, in the order in which they are run.
@@ -57,5 +60,6 @@ func All() []Name {
 		RepairAfterAnswer,
 		ListSkipsPageEdge,
 		CounterAdds, ExpiredReturned,
+		HintDroppedEarly, HintCountedAsAck, HintBypassesDropRule,
 	}
 }

@@ -61,6 +61,7 @@ type Config struct {
 	Clock       causal.ClockConfig
 	Consensus   consensus.Config
 	Coordinator quorum.Config
+	Hints       quorum.HintConfig
 	AntiEntropy antientropy.Config
 	Membership  membership.Config
 	Transport   transport.Config
@@ -91,6 +92,7 @@ func DefaultConfig() Config {
 		Clock:            causal.DefaultClockConfig(),
 		Consensus:        consensus.DefaultConfig(),
 		Coordinator:      quorum.DefaultConfig(),
+		Hints:            quorum.DefaultHintConfig(),
 		AntiEntropy:      antientropy.DefaultConfig(),
 		Membership:       membership.DefaultConfig(),
 		Transport:        transport.DefaultConfig(),

@@ -53,6 +53,10 @@ func (n *Node) checkEpoch(p kv.PartitionID, epoch kv.Epoch) error {
 
 // HandleWrite implements transport.Handler.
 func (h handler) HandleWrite(_ kv.NodeID, w quorum.WriteRequest, reply func(quorum.WriteReply, error)) {
+	if w.HintFor != kv.NoNode {
+		h.spawn(func() { h.n.takeHint(w, reply) })
+		return
+	}
 	if err := h.n.checkEpoch(w.Partition, w.Epoch); err != nil {
 		reply(quorum.WriteReply{}, err)
 		return

@@ -40,6 +40,7 @@ type Node struct {
 	strong      *consensus.Store
 	eventual    *quorum.Store
 	coordinator *quorum.Coordinator
+	hints       *quorum.Hints
 	exchange    *antientropy.Service
 	members     *membership.Membership
 	mux         *transport.Mux
@@ -47,6 +48,7 @@ type Node struct {
 	metadata    *meta.Service
 	metrics     *metrics
 
+	stand     ringOrder
 	admission admission
 	space     space
 	draining  atomic.Bool
@@ -187,9 +189,14 @@ func (n *Node) composeEventual(deps Deps) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := n.composeHints(deps.Registerer); err != nil {
+		return err
+	}
 	n.coordinator, err = quorum.NewCoordinator(n.cfg.Coordinator, quorum.Deps{
 		Self: n.id.Node, Store: n.eventual, Replicas: n.mux, Scanner: n.mux, Clock: n.clock, Logger: n.log,
 		Registerer: deps.Registerer, Alive: n.alive, Distance: n.distance, Seed: n.rand.Uint64(),
+		Hints: n.hints, Forward: n.forwardWrite,
+		Leader: func(p kv.PartitionID) kv.NodeID { return n.strong.Leader(p.Group()) },
 	})
 	if err != nil {
 		return err
@@ -309,6 +316,7 @@ func (n *Node) serve(ctx context.Context, g *errgroup.Group) error {
 	}
 	n.bootstrapped.Store(true)
 	g.Go(func() error { return n.metadata.Run(ctx) })
+	g.Go(func() error { return n.hints.Run(ctx) })
 	g.Go(func() error { return n.exchange.Run(ctx) })
 	return n.followMap(ctx)
 }

@@ -384,6 +384,7 @@ func (n *Node) routeEventual(ctx context.Context, rt route) (kv.Response, error)
 		return n.coordinator.Do(ctx, quorum.Call{
 			Request: rt.request, Partition: rt.partition, Epoch: rt.state.Map.Epoch, Owners: rt.owners,
 			Quorum: rt.quorum, Resolver: rt.resolver, ResolverOf: rt.resolverOf, Repair: rt.repair,
+			Fallbacks: func() []kv.NodeID { return n.stand.of(rt.state, rt.partition) },
 		})
 	}
 	if rt.request.Hops >= hopsMax {

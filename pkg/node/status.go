@@ -26,6 +26,8 @@ type StatusDocument struct {
 	Nodes      []NodeDocument    `json:"nodes"`
 	// Groups lists the partitions led by each node, as far as this node knows.
 	Leaders map[string]int `json:"leaders"`
+	// Hints is what this node keeps for others that could not take it.
+	Hints []HintDocument `json:"hints"`
 }
 
 // QuorumDocument is the cluster's default N, R and W.
@@ -133,7 +135,7 @@ func (n *Node) Status() StatusDocument {
 		Node: n.cfg.Name, NodeID: n.id.Node, ClusterID: fmt.Sprintf("%016x", st.Genesis.ClusterID),
 		Epoch: st.Map.Epoch, Draining: n.draining.Load(), Partitions: len(st.Map.Partitions),
 		Quorum: QuorumDocument{N: n.cfg.Quorum.N, R: n.cfg.Quorum.R, W: n.cfg.Quorum.W},
-		Disk:   n.diskDocument(), Ready: map[string]string{}, Nodes: n.Nodes(), Leaders: map[string]int{},
+		Disk:   n.diskDocument(), Ready: map[string]string{}, Nodes: n.Nodes(), Leaders: map[string]int{}, Hints: n.hintDocuments(),
 		MetaLeader: n.leaderName(n.strong.Leader(kv.MetaGroup)),
 	}
 	for _, l := range []kv.Level{kv.LevelStrong, kv.LevelEventual, kv.LevelLocal} {

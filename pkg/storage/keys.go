@@ -21,7 +21,7 @@ import (
 //	               20 <key>    S: the strong lane's state; in group 0 the metadata state machine's rows
 //	               21 <expiry u64> <key>  expiry index of S
 //	02 <partition u16> <key>   E: the eventual lane's sibling set
-//	03 …                       reserved: hints
+//	03 <target u64> <partition u16> <seq u64>   hint: a sibling set that the target has not acknowledged
 //	04 <partition u16> 00                 what the replica has promised and finished (RepairState)
 //	                   01 <place> <key>   hash of the key's row in E
 //	                   02 <node u16>      digest of a node of the hash tree
@@ -33,6 +33,7 @@ const (
 	prefixNode     byte = 0x00
 	prefixGroup    byte = 0x01
 	prefixSiblings byte = 0x02
+	prefixHint     byte = 0x03
 	prefixTree     byte = 0x04
 	prefixDead     byte = 0x05
 	// prefixEnd lies above every prefix in use and reserved.
@@ -174,6 +175,8 @@ func keyspace(key []byte) string {
 		return "node"
 	case prefixSiblings:
 		return "siblings"
+	case prefixHint:
+		return "hint"
 	case prefixTree:
 		return "tree"
 	case prefixDead:

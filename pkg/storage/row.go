@@ -20,6 +20,7 @@ const (
 	formatNode      byte = 0x09
 	formatSegment   byte = 0x0a
 	formatRepair    byte = 0x0b
+	formatHint      byte = 0x0c
 )
 
 // A row is: format byte, payload, checksum. The checksum covers the row's key too, so that a row that turns up under

@@ -101,6 +101,30 @@ func decodeWrite(epoch kv.Epoch, b []byte) (w quorum.WriteRequest, err error) {
 	return w, err
 }
 
+// appendWriteOf appends what a frame of the kind carries: a hint begins with the node that it is for.
+func appendWriteOf(k kind, dst []byte, w *quorum.WriteRequest) []byte {
+	if k == kindHint {
+		dst = binary.AppendUvarint(dst, uint64(w.HintFor))
+	}
+	return appendWrite(dst, w)
+}
+
+func decodeWriteOf(k kind, epoch kv.Epoch, b []byte) (quorum.WriteRequest, error) {
+	if k != kindHint {
+		return decodeWrite(epoch, b)
+	}
+	target, b, err := decodeUvarint(b)
+	if err != nil {
+		return quorum.WriteRequest{}, err
+	}
+	w, err := decodeWrite(epoch, b)
+	w.HintFor = kv.NodeID(target)
+	if err == nil && w.HintFor == kv.NoNode {
+		err = malformed("a hint for nobody")
+	}
+	return w, err
+}
+
 func appendRead(dst []byte, r *quorum.ReadRequest) []byte {
 	return appendTarget(dst, r.Partition, r.Key)
 }

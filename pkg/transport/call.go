@@ -30,7 +30,7 @@ type call struct {
 
 // reply ends the call with the peer's reply. The payload is not retained.
 func (c *call) reply(payload []byte) {
-	if c.kind != kindWrite { // what a write is answered with has no bytes of its own
+	if c.kind != kindWrite && c.kind != kindHint { // what a write is answered with has no bytes of its own
 		payload = bytes.Clone(payload)
 	}
 	body, answer, err := splitReply(payload)
@@ -43,7 +43,7 @@ func (c *call) reply(payload []byte) {
 		return
 	}
 	switch c.kind {
-	case kindWrite:
+	case kindWrite, kindHint:
 		r, err := decodeWriteReply(body)
 		if err != nil {
 			err = c.lost(kv.CodeInternal, err)
@@ -63,7 +63,7 @@ func (c *call) reply(payload []byte) {
 // fail ends the call with an error.
 func (c *call) fail(err error) {
 	switch c.kind {
-	case kindWrite:
+	case kindWrite, kindHint:
 		c.onWrite(quorum.WriteReply{}, err)
 	case kindRead:
 		c.onRead(quorum.ReadReply{}, err)

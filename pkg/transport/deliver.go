@@ -154,8 +154,8 @@ func (m *Mux) dispatch(p *peer, k kind, id uint64, payload []byte) error {
 		return err
 	}
 	switch k {
-	case kindWrite:
-		w, err := decodeWrite(epoch, body)
+	case kindWrite, kindHint:
+		w, err := decodeWriteOf(k, epoch, body)
 		if err != nil {
 			return err
 		}

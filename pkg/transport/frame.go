@@ -44,11 +44,13 @@ const (
 	kindPullReply
 	// kindScan asks for a replica's part of a listing.
 	kindScan
+	// kindHint is a write that the receiver is to keep for another node.
+	kindHint
 	kindsEnd
 )
 
 var kindNames = [kindsEnd]string{
-	"void", "raft", "write", "read", "forward", "exchange", "meta", "reply", "pull", "pull reply", "scan",
+	"void", "raft", "write", "read", "forward", "exchange", "meta", "reply", "pull", "pull reply", "scan", "hint",
 }
 
 func (k kind) String() string {
@@ -60,7 +62,7 @@ func (k kind) String() string {
 
 // isRequest reports whether the frame wants a reply.
 func (k kind) isRequest() bool {
-	return k >= kindWrite && k <= kindMeta || k == kindPull || k == kindScan
+	return k >= kindWrite && k <= kindMeta || k == kindPull || k == kindScan || k == kindHint
 }
 
 // isReply reports whether the frame answers a request.

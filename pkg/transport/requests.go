@@ -11,7 +11,7 @@ import (
 // What else the Mux implements is checked where the two sides meet, in pkg/node.
 var _ quorum.Replica = (*Mux)(nil)
 
-// Write implements quorum.Replica. ctx gives the deadline; its end before that is not noticed, so that a call needs no
+// Write implements quorum.Replica. A write that the peer is to keep for another node travels as a frame of its own kind. ctx gives the deadline; its end before that is not noticed, so that a call needs no
 // goroutine. done runs once: before Write returns when the request was not sent, or on the goroutine that delivers the
 // reply, ends the link or looks for overdue calls. It must not block.
 func (m *Mux) Write(ctx context.Context, to kv.NodeID, w quorum.WriteRequest, done func(quorum.WriteReply, error)) {
@@ -20,7 +20,10 @@ func (m *Mux) Write(ctx context.Context, to kv.NodeID, w quorum.WriteRequest, do
 		return
 	}
 	c := &call{kind: kindWrite, changes: true, onWrite: done}
-	if _, err := m.request(ctx, to, c, w.Epoch, func(dst []byte) []byte { return appendWrite(dst, &w) }); err != nil {
+	if w.HintFor != kv.NoNode {
+		c.kind = kindHint
+	}
+	if _, err := m.request(ctx, to, c, w.Epoch, func(dst []byte) []byte { return appendWriteOf(c.kind, dst, &w) }); err != nil {
 		done(quorum.WriteReply{}, err)
 	}
 }
