@@ -19,13 +19,13 @@ import (
 type Standing uint8
 
 const (
-	// StandingUnknown: there is no map yet.
+	// StandingUnknown says that there is no map yet.
 	StandingUnknown Standing = iota
-	// StandingOwner: the target replicates the partition.
+	// StandingOwner says that the target replicates the partition.
 	StandingOwner
-	// StandingMoved: the target is a member and does not replicate the partition.
+	// StandingMoved says that the target is a member and does not replicate the partition.
 	StandingMoved
-	// StandingLeft: the target is no member.
+	// StandingLeft says that the target is no member.
 	StandingLeft
 )
 
