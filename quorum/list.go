@@ -112,7 +112,7 @@ func (s *scanOp) run(ctx context.Context) (parts []ScanReply, from []kv.NodeID, 
 		case Met:
 			return parts, from, nil
 		case Unreachable:
-			if ctx.Err() != nil {
+			if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
 				return nil, nil, s.failed(kv.CodeDeadlineExceeded) // the scans ended with it
 			}
 			return nil, nil, s.failed(kv.CodeQuorumUnavailable)
