@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // gate lets work in until it is shut, and lets whoever shuts it wait until all of it has left: nothing may touch the
@@ -54,4 +55,44 @@ func (g *gate) close() {
 	}
 	g.mu.Unlock()
 	<-g.empty
+}
+
+// workers run what peers ask for on goroutines that are used again: the stack of a new one has to grow with each
+// request, which cost more than the request's own bookkeeping.
+type workers struct {
+	work chan func()
+	// done ends the idle ones.
+	done <-chan struct{}
+	all  sync.WaitGroup
+}
+
+func newWorkers(done <-chan struct{}) *workers { return &workers{work: make(chan func()), done: done} }
+
+// run has f run by a worker that is idle, or by a new one. Nobody waits for another's work: what f waits for may be work
+// that comes after it. There are as many as were ever busy at once in the last idle time.
+func (w *workers) run(f func()) {
+	select {
+	case w.work <- f:
+	default:
+		w.all.Go(func() { w.loop(f) })
+	}
+}
+
+// workerIdleMax is how long a worker waits for more.
+const workerIdleMax = time.Second
+
+func (w *workers) loop(f func()) {
+	idle := time.NewTimer(workerIdleMax)
+	defer idle.Stop()
+	for {
+		f()
+		idle.Reset(workerIdleMax)
+		select {
+		case f = <-w.work:
+		case <-idle.C:
+			return
+		case <-w.done:
+			return
+		}
+	}
 }

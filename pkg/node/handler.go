@@ -28,10 +28,10 @@ func (h handler) spawn(f func()) {
 	if !h.n.gate.enter() {
 		return
 	}
-	go func() {
+	h.n.workers.run(func() {
 		defer h.n.gate.leave()
 		f()
-	}()
+	})
 }
 
 // HandleRaft implements transport.Handler.

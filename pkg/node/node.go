@@ -61,7 +61,8 @@ type Node struct {
 	// fatal receives the first error of the storage engine that the node must not survive.
 	fatal chan error
 	// gate is passed by everything that users and peers ask for, so that a stop waits for it before it closes the storage.
-	gate *gate
+	gate    *gate
+	workers *workers
 	// resolvers are what policies can name.
 	resolvers *quorum.Registry
 }
@@ -76,6 +77,7 @@ func New(cfg Config, deps Deps) (*Node, error) {
 	if n.resolvers = deps.Resolvers; n.resolvers == nil {
 		n.resolvers = quorum.NewRegistry(cfg.Limits.ValueBytesMax)
 	}
+	n.workers = newWorkers(n.gate.closing.Done())
 	n.metrics = newMetrics(deps.Registerer, n)
 	n.admission.opsMax, n.admission.bytesMax = int64(cfg.OpsInFlightMax), cfg.BytesInFlightMax
 	deps = n.withFaults(deps)
@@ -290,6 +292,7 @@ func (n *Node) Run(ctx context.Context) error {
 	stop()
 	err := g.Wait()
 	n.gate.close()
+	n.workers.all.Wait()
 	if closeErr := n.engine.Close(); err == nil {
 		err = closeErr
 	}

@@ -33,6 +33,7 @@ type Engine struct {
 	stages   stages
 	trees    trees
 	installs installCounts
+	absence  *absence
 
 	closed   atomic.Bool
 	pressure pressureGauge
@@ -121,6 +122,7 @@ func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, 
 		return nil, openError(dir, err)
 	}
 	e := &Engine{dir: dir, cfg: cfg, fs: deps.FS, db: db, lock: lock, health: h, stats: st, settle: settlerOf(deps.FS)}
+	e.absence = newAbsence(cfg.CacheBytes)
 	e.options = cfg.options()
 	e.options.EnsureDefaults()
 	e.pressure.since = time.Now()
@@ -143,6 +145,7 @@ func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, 
 		return nil, stopped
 	}
 	e.nudging.Go(e.nudge)
+	e.nudging.Go(func() { e.fillAbsence(h.closing) })
 	return e, nil
 }
 

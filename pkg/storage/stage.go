@@ -90,6 +90,9 @@ func (s *Stage) set(key, row []byte) error {
 			return err
 		}
 	}
+	if key[groupPrefixBytes] == groupState {
+		s.e.absence.add(key)
+	}
 	if err := s.table.Set(key, row); err != nil {
 		return s.failed(err)
 	}

@@ -36,6 +36,10 @@ func ownSiblings(payload []byte) (causal.SiblingSet, error) {
 func (s State) Strong(g kv.GroupID, key []byte) (out Strong, found bool, err error) {
 	buf := s.e.keys.Get().(*keyBuffer)
 	buf.b = appendStateKey(buf.b[:0], g, key)
+	if s.e.absence.absent(buf.b) {
+		s.e.keys.Put(buf)
+		return Strong{}, false, s.e.usable()
+	}
 	found, err = s.e.get(buf.b, formatStrong, func(payload []byte) (err error) {
 		out, err = ownStrong(payload)
 		return err
