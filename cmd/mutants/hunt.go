@@ -59,6 +59,9 @@ var hunters = map[mutant.Name][]string{
 	mutant.HintDroppedEarly:        {"TestNodeThatWasAwayGetsEverythingByHints"},
 	mutant.HintCountedAsAck:        {"TestHintsForUnreachableReplicasAcknowledgeNothing"},
 	mutant.HintBypassesDropRule:    {"TestHintsOfWhatAStrongWriteReplacedAreDroppedAtTheirTarget"},
+	mutant.FirstAnswerWins:         {"TestReadsWhoseQuorumOverlapsTheWritesSeeThem"},
+	mutant.ListSkipsPageEdge:       {"TestListingsShowWhatBothLanesAcknowledged"},
+	mutant.RepairAfterAnswer:       {"TestBlockingReadRepairMakesReadsMonotonic"},
 }
 
 // result is how a hunt ended.

@@ -1,0 +1,103 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/caprockdb/caprock/pkg/kv"
+)
+
+// others returns all nodes of a cluster of three but one.
+func others(of int) []int { return []int{(of + 1) % 3, (of + 2) % 3} }
+
+func quorumGet(ctx context.Context, c *Cluster, at int, key string, r int) (kv.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return c.Execute(ctx, at, &kv.Request{Op: kv.OpGet, Level: kv.LevelEventual, Key: []byte(key), Quorum: kv.Quorum{R: r}})
+}
+
+func quorumPut(ctx context.Context, c *Cluster, at int, key, value string, w int) (kv.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return c.Execute(ctx, at, &kv.Request{
+		Op: kv.OpPut, Level: kv.LevelEventual, Key: []byte(key), Value: []byte(value), Quorum: kv.Quorum{W: w},
+	})
+}
+
+// everyKey reads a whole listing page by page.
+func everyKey(t *testing.T, ctx context.Context, c *Cluster, at int, prefix string, limit int) []string {
+	t.Helper()
+	var out []string
+	var after []byte
+	for {
+		res, err := c.Execute(ctx, at, &kv.Request{
+			Op: kv.OpList, Level: kv.LevelEventual, List: &kv.ListQuery{Prefix: []byte(prefix), After: after, Limit: limit},
+		})
+		require.NoError(t, err)
+		require.Equal(t, kv.LevelEventual, res.Level)
+		for _, item := range res.Listed {
+			out = append(out, string(item.Key)+"="+string(item.Value))
+			after = item.Key
+		}
+		if !res.More {
+			return out
+		}
+	}
+}
+
+func TestListingsShowWhatBothLanesAcknowledged(t *testing.T) {
+	runSeeds(t, 3, func(t *testing.T, ctx context.Context, c *Cluster) {
+		away := int(c.opts.Seed) % 3
+		c.Cut([]int{away}, others(away))
+		var want []string
+		for i := range 60 {
+			// Keys that others begin with, one after another, at the edge of a page.
+			key := fmt.Sprintf("list/%d", i)
+			level := kv.LevelEventual
+			if i%5 == 0 {
+				level = kv.LevelStrong
+			}
+			until(t, 10*time.Second, "writes go on at the majority's side", func() bool {
+				_, err := put(ctx, c, others(away)[i%2], level, key, "v")
+				return err == nil
+			})
+			want = append(want, key+"=v")
+		}
+		c.Heal()
+		slices.SortFunc(want, func(a, b string) int { // in the order of the keys
+			return slices.Compare([]byte(a[:len(a)-2]), []byte(b[:len(b)-2]))
+		})
+		waitReady(t, ctx, c, 40*time.Second)
+		for at := range 3 {
+			for _, limit := range []int{1, 7, 1000} {
+				require.Equal(t, want, everyKey(t, ctx, c, at, "list/", limit), "asked at node %d, %d a page", at, limit)
+			}
+		}
+	})
+}
+
+func TestReadsWhoseQuorumOverlapsTheWritesSeeThem(t *testing.T) {
+	runSeeds(t, 3, func(t *testing.T, ctx context.Context, c *Cluster) {
+		away := int(c.opts.Seed) % 3
+		c.Cut([]int{away}, others(away))
+		for i := range 20 {
+			_, err := quorumPut(ctx, c, others(away)[i%2], fmt.Sprintf("k%d", i), "v", 2)
+			require.NoError(t, err)
+		}
+		c.Heal()
+		until(t, 40*time.Second, "the node that was away is asked, and asks", func() bool {
+			_, err := quorumGet(ctx, c, away, "none", 2)
+			return err == nil
+		})
+		for i := range 20 {
+			got, err := quorumGet(ctx, c, away, fmt.Sprintf("k%d", i), 2)
+			require.NoError(t, err)
+			require.Equal(t, "v", string(got.Value), "key %d was acknowledged by two of three and read from two", i)
+		}
+	})
+}
