@@ -101,3 +101,31 @@ func TestReadsWhoseQuorumOverlapsTheWritesSeeThem(t *testing.T) {
 		}
 	})
 }
+
+func TestBlockingReadRepairMakesReadsMonotonic(t *testing.T) {
+	runSeeds(t, 3, func(t *testing.T, ctx context.Context, c *Cluster) {
+		require.NoError(t, c.SetPolicy(ctx, kv.Policy{Prefix: []byte("mono/"), ReadRepair: kv.RepairBlocking}))
+		time.Sleep(2 * time.Second) // until every node has applied it
+		writer := int(c.opts.Seed) % 3
+		for i := range 3 {
+			key := fmt.Sprintf("mono/%d", i)
+			// One node alone has the write. Once a quorum has shown it, no other may fail to.
+			c.Cut([]int{writer}, others(writer))
+			_, err := quorumPut(ctx, c, writer, key, "v", 1)
+			require.NoError(t, err)
+			c.Heal()
+			until(t, 40*time.Second, "the writer is reached again", func() bool {
+				got, err := quorumGet(ctx, c, writer, key, 2)
+				return err == nil && string(got.Value) == "v"
+			})
+			c.Cut([]int{writer}, others(writer))
+			for _, at := range others(writer) {
+				got, err := quorumGet(ctx, c, at, key, 2)
+				require.NoError(t, err)
+				require.Equal(t, "v", string(got.Value), "a quorum had shown it before")
+			}
+			c.Heal()
+			waitReady(t, ctx, c, 40*time.Second)
+		}
+	})
+}
