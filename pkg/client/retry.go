@@ -30,7 +30,8 @@ type pacing struct {
 //
 // A write is sent again only when it was certainly not applied, or has an id. A lost read is sent again at once, because another
 // endpoint is as good; a refusal (no leader, not ready, overloaded) is worth a pause, because the next endpoint will most likely
-// say the same. QUORUM_UNAVAILABLE depends on which side of a cut the endpoint is, so a read tries each endpoint once.
+// say the same. QUORUM_UNAVAILABLE depends on which side of a cut the endpoint is, and on whether it has just started and met
+// nobody yet, so that each endpoint is tried once.
 func (p pacing) next(f failure) (pause time.Duration, again bool) {
 	if f.attempts >= attemptsMax {
 		return 0, false
@@ -53,7 +54,7 @@ func (p pacing) next(f failure) (pause time.Duration, again bool) {
 		if unsure {
 			return p.pause(f.attempts), f.err.Retryable
 		}
-		return 0, !f.write && f.attempts < p.endpoints
+		return 0, f.attempts < p.endpoints
 	default:
 		return 0, false
 	}
