@@ -66,6 +66,11 @@ func (c *Coordinator) otherLeader(call *Call) (kv.NodeID, bool) {
 	return leader, leader != kv.NoNode && leader != c.deps.Self
 }
 
+// leads reports whether this node leads the partition's group, as far as it knows.
+func (c *Coordinator) leads(call *Call) bool {
+	return c.deps.Leader != nil && c.deps.Leader(call.Partition) == c.deps.Self
+}
+
 // handOver has the leader coordinate the write. It returns false when the leader did nothing.
 func (c *Coordinator) handOver(ctx context.Context, call *Call, resume []byte) (kv.Response, bool, error) {
 	leader, ok := c.otherLeader(call)

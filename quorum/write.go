@@ -67,8 +67,11 @@ func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error
 	}
 	d := &draft{context: read, blind: blind, deleted: r.Op == kv.OpDelete, value: r.Value, ttl: r.TTL}
 	found, attempts := false, c.cfg.AttemptsMax
-	if len(r.Resume) > 0 {
+	if len(r.Resume) > 0 || c.leads(call) {
+		// There is nobody to hand the write to that could do better.
 		attempts = c.cfg.LeaderAttemptsMax
+	}
+	if len(r.Resume) > 0 {
 		if found, err = decodeResume(r.Resume, d); err != nil {
 			return kv.Response{}, err
 		}
