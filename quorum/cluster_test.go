@@ -37,7 +37,7 @@ type cluster struct {
 	resolves Resolver
 	// hinting is the configuration of the nodes' stores of hints, standing what the map says of a hint's target.
 	hinting  HintConfig
-	standing Standing
+	standing atomic.Uint32 // a Standing
 	// spare nodes are no owners of the partition.
 	spare int
 	// leads leads the partition; NoNode: nobody is known to.
@@ -98,7 +98,8 @@ func newCluster(t testing.TB, n int) *cluster {
 // newClusterOn makes a cluster whose nodes have the storage configuration, and disks made by fs with what a power cut
 // would leave of them.
 func newClusterOn(t testing.TB, n int, cfg storage.Config, disk func() (storage.FS, func() storage.FS)) *cluster {
-	c := &cluster{t: t, cfg: cfg, hinting: DefaultHintConfig(), standing: StandingOwner, nodes: map[kv.NodeID]*testNode{}, links: map[[2]kv.NodeID]link{}}
+	c := &cluster{t: t, cfg: cfg, hinting: DefaultHintConfig(), nodes: map[kv.NodeID]*testNode{}, links: map[[2]kv.NodeID]link{}}
+	c.standing.Store(uint32(StandingOwner))
 	for id := kv.NodeID(1); id <= kv.NodeID(n); id++ {
 		node := &testNode{id: id, c: c}
 		node.fs, node.crash = disk()
@@ -172,7 +173,7 @@ func (n *testNode) start() {
 	alive := func(id kv.NodeID) bool { return !n.c.node(id).dead.Load() }
 	n.hints, err = NewHints(n.c.hinting, HintDeps{
 		Self: n.id, State: n.engine.State(), Committer: n.disk, Clock: n.clock, Replicas: wires{n.c, n}, Alive: alive,
-		Target: func(kv.PartitionID, kv.NodeID) (kv.Epoch, Standing) { return 1, n.c.standing },
+		Target: func(kv.PartitionID, kv.NodeID) (kv.Epoch, Standing) { return 1, Standing(n.c.standing.Load()) },
 		Name:   func(id kv.NodeID) string { return fmt.Sprintf("n%d", id) }, Logger: log, Registerer: n.reg,
 	})
 	require.NoError(t, err)

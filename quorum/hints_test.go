@@ -288,7 +288,7 @@ func TestHintsOfANodeThatLeftAreDroppedAndCounted(t *testing.T) {
 			c.mustPut(1, "k", "v", 2)
 			time.Sleep(500 * time.Millisecond)
 			require.Len(t, n.pending(3), 1)
-			c.standing = standing
+			c.standing.Store(uint32(standing))
 			time.Sleep(2 * time.Second)
 			require.Empty(t, n.pending(3))
 			require.Equal(t, 1.0, n.metric("kvstore_hints_dropped_total", reason))
