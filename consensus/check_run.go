@@ -143,8 +143,9 @@ func (s *Store) serveCheckRequest(ctx context.Context, from kv.NodeID, request [
 // serveCheck has the loop answer a request about a check.
 func (s *Store) serveCheck(ctx context.Context, from kv.NodeID, c *checkRequest) (checkReply, error) {
 	answer := make(chan checkReply, 1)
+	asked := *c // the caller may be gone, and its request another one, by the time the loop looks
 	if !s.inbox.post(func(m *mail) bool {
-		m.controls = append(m.controls, func(l *loop) { answer <- l.answerCheck(from, c) })
+		m.controls = append(m.controls, func(l *loop) { answer <- l.answerCheck(from, &asked) })
 		return true
 	}) {
 		return checkReply{}, stopped(kv.OutcomeNotApplied)

@@ -294,10 +294,21 @@ func TestRetriesEndAtTheDeadlineWithTheRefusal(t *testing.T) {
 	cl := newCluster(t, 1)
 	n := cl.nodes[0]
 	n.answer = func(*kvpb.Operation) *kvpb.Result { return refusal(kv.CodeNoLeader, kvpb.Outcome_OUTCOME_NOT_APPLIED) }
-	start := time.Now()
-	_, err := cl.client().SetContext(t.Context(), "k", "v", Timeout(60*time.Millisecond))
-	requireError(t, err, kv.CodeNoLeader, kv.OutcomeNotApplied)
-	require.Less(t, time.Since(start), 2*time.Second)
+	c, refused := cl.client(), false
+	for range 20 {
+		start := time.Now()
+		_, err := c.SetContext(t.Context(), "k", "v", Timeout(60*time.Millisecond))
+		require.Less(t, time.Since(start), 2*time.Second)
+		if e := kv.AsError(err); e.Code == kv.CodeDeadlineExceeded {
+			// The deadline met an attempt that was under way: nobody knows what becomes of it.
+			require.Equal(t, kv.OutcomeUnknown, e.Outcome)
+			continue
+		}
+		requireError(t, err, kv.CodeNoLeader, kv.OutcomeNotApplied)
+		refused = true
+		break
+	}
+	require.True(t, refused, "never between two attempts")
 	operations, _ := n.seen()
 	require.Greater(t, operations, 3)
 }

@@ -151,10 +151,11 @@ func (n *fakeNode) Stream(stream grpc.BidiStreamingServer[kvpb.OperationBatch, k
 		n.mu.Lock()
 		n.batches++
 		n.operations = append(n.operations, batch.GetOperations()...)
+		answer := n.answer
 		n.mu.Unlock()
 		out := &kvpb.ResultBatch{}
 		for _, op := range batch.GetOperations() {
-			if r := n.answer(op); r != nil {
+			if r := answer(op); r != nil {
 				r.Id = op.GetId()
 				out.Results = append(out.Results, r)
 			}
