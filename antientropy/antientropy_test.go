@@ -386,3 +386,33 @@ func TestMergesOfAMessageWaitForTheDiskTogether(t *testing.T) {
 		require.Less(t, time.Since(start), time.Second, "one after the other it would be ten")
 	})
 }
+
+// How far a set was pruned is part of its hash: replicas that differ in nothing else carry it over once, to both the higher.
+func TestReplicasThatDifferOnlyInWhatPrunedThemConverge(t *testing.T) {
+	g := group(t, 2, testConfig())
+	for i := range 20 {
+		key, set := fmt.Appendf(nil, "key-%d", i), sibling(uint64(i+1), "v")
+		for side := range g {
+			// Odd keys were pruned further on the side that asks, even ones on the other; every fifth never on one of them.
+			set.Pruned = uint64(100 + (i+side)%2)
+			if i%5 == 0 && side == 0 {
+				set.Pruned = 0
+			}
+			require.NoError(t, g[side].put(0, key, set))
+		}
+	}
+	require.Equal(t, 20, exchangeWith(t, g[0], 0, 2))
+	for _, r := range g {
+		rows := r.rows(t, 0)
+		for i := range 20 {
+			want := uint64(101)
+			if i%5 == 0 {
+				want = uint64(100 + (i+1)%2)
+			}
+			require.Equal(t, want, rows[fmt.Sprintf("key-%d", i)].Pruned, "key-%d on node %d", i, r.id)
+		}
+	}
+	g[0].asked.Store(0)
+	require.Zero(t, exchangeWith(t, g[0], 0, 2))
+	require.Equal(t, int64(1), g[0].asked.Load(), "equal replicas cost one round trip")
+}

@@ -28,11 +28,12 @@ type repair struct {
 }
 
 // lacking returns the replicas whose answer lacks something of what all of them hold together. What the strong lane
-// has taken in is no part of it: the log brings that to every replica.
+// has taken in is no part of it: the log brings that to every replica. Nor is how far their sets were pruned, as each says
+// that of what it holds itself.
 func lacking(all []heard, merged *versions, keeps bool) []repair {
 	var out []repair
 	for i := range all {
-		if !merged.surviving(all[i].reply.Set, keeps).Equal(merged.set) {
+		if !merged.surviving(all[i].reply.Set, keeps).SameVersions(merged.set) {
 			out = append(out, repair{all[i].node, merged.set})
 		}
 	}
@@ -50,7 +51,7 @@ func (o *readOp) late(h heard) []repair {
 	o.merged.add(&h.reply)
 	o.merged.set = o.merged.surviving(o.merged.set, keeps)
 	behind := lacking([]heard{h}, &o.merged, keeps)
-	if !o.merged.surviving(before, keeps).Equal(o.merged.set) {
+	if !o.merged.surviving(before, keeps).SameVersions(o.merged.set) {
 		// Those that were behind before were sent the old merge; all of them lack what came now.
 		behind = append(behind, lacking(o.heard, &o.merged, keeps)...)
 	}

@@ -33,6 +33,12 @@ func (v *versions) add(r *ReadReply) {
 	v.set = causal.Merge(v.set, r.Set)
 }
 
+// lags reports whether the set was pruned by a state of the strong lane that is newer than the one known here, so that the
+// two together may lack a version that was acknowledged.
+func (v *versions) lags(set causal.SiblingSet) bool {
+	return set.Pruned > 0 && (!v.hasStrong || v.strong.Revision < set.Pruned)
+}
+
 // covers is the drop rule (design.md §8): whether the strong lane's state has taken in or replaced the sibling. Under a
 // resolver that keeps siblings it goes by write id alone, else siblings vanish that no strong write ever saw.
 func (v *versions) covers(s *causal.Sibling, keeps bool) bool {
@@ -49,12 +55,13 @@ func (v *versions) covers(s *causal.Sibling, keeps bool) bool {
 func (v *versions) coversID(id causal.Dot) bool { return slices.Contains(v.strong.Covered, id) }
 
 // surviving returns the set without the siblings that the drop rule discards. The context stays, so that what was
-// dropped does not come back.
+// dropped does not come back, and carries the revision of the state that dropped it: a replica which merges the set before
+// it has applied that state must not take what is missing for what never was.
 func (v *versions) surviving(set causal.SiblingSet, keeps bool) causal.SiblingSet {
 	if !v.hasStrong {
 		return set
 	}
-	return set.Drop(func(s causal.Sibling) bool { return !v.covers(&s, keeps) })
+	return set.Prune(func(s causal.Sibling) bool { return !v.covers(&s, keeps) }, v.strong.Revision)
 }
 
 // highest returns the highest stamp of all that is known of the key, the zero stamp when nothing is.

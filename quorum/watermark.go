@@ -33,7 +33,7 @@ func (v *versions) current(arrived causal.SiblingSet) causal.SiblingSet {
 		_, held := v.set.Holds(s.Dot)
 		return held || s.Dot.Time > mark
 	})
-	if len(kept.Siblings) == 0 && v.set.IsZero() && kept.Context.Latest() <= mark {
+	if len(kept.Siblings) == 0 && v.set.IsZero() && kept.Context.Latest() <= mark && !v.lags(kept) {
 		return causal.SiblingSet{} // nothing is left to cover that could still arrive
 	}
 	return kept
@@ -104,7 +104,7 @@ func (s *Store) Renounce(p kv.PartitionID, key []byte, theirs causal.SiblingSet,
 			_, held := theirs.Holds(s.Dot)
 			return held || s.Dot.Time > upTo
 		})
-		if len(kept.Siblings) == 0 && kept.Context.Latest() <= upTo && theirs.IsZero() {
+		if len(kept.Siblings) == 0 && kept.Context.Latest() <= upTo && theirs.IsZero() && !v.lags(kept) {
 			kept = causal.SiblingSet{}
 		}
 		return kept, !kept.Equal(v.set)
@@ -136,6 +136,9 @@ func (v *versions) collectable(applied uint64) bool {
 	at, dead := storage.DeadSince(v.set)
 	if !dead || v.repair.Healing || at > v.repair.Committed && mutant.Planted != mutant.TombstoneCollectedEarly {
 		return false
+	}
+	if v.set.Pruned > applied {
+		return false // the state that replaced what is missing has not arrived, and only this row says that it will
 	}
 	for i := range v.set.Siblings {
 		t := v.set.Siblings[i].Stamp

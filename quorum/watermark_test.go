@@ -167,3 +167,40 @@ func TestReplicaThatLostRowsStampsNothingBesideSiblings(t *testing.T) {
 		require.Equal(t, kv.CodeNotReady, kv.CodeOf(err))
 	})
 }
+
+// What the strong lane dropped at one replica vanishes at another that has not applied as much. Only the mark says so, and it
+// stays until the strong lane has arrived there.
+func TestWhatTheStrongLaneDroppedSaysSoUntilItHasArrived(t *testing.T) {
+	inBubble(t, 2, func(t *testing.T, c *cluster) {
+		ahead, behind, now := c.nodes[1], c.nodes[2], time.Now().UnixMilli()
+		dropped := arriving("k", 2, now-5000, "v")
+		dropped.New = causal.Dot{}
+		accepted(t, behind, dropped)
+		strong := storage.Strong{Value: []byte("s"), Revision: 9, Stamp: causal.Stamp{Base: causal.Position{Term: 1, Index: 9}}}
+		apply := func(n *testNode) {
+			b := n.engine.NewBatch()
+			b.SetStrong(kv.PartitionID(3).Group(), []byte("k"), strong)
+			require.NoError(t, n.engine.ApplySync(b))
+			b.Close()
+		}
+		apply(ahead)
+		accepted(t, ahead, dropped)
+		set := ahead.held("k")
+		require.Empty(t, set.Siblings)
+		require.EqualValues(t, 9, set.Pruned)
+
+		repair := WriteRequest{Partition: 3, Key: []byte("k"), Set: set}
+		accepted(t, behind, repair)
+		require.Empty(t, behind.held("k").Siblings)
+		require.EqualValues(t, 9, behind.held("k").Pruned)
+		atMark(t, behind, now-1000, now-1000)
+		require.False(t, collect(behind, "k", 8), "a reader of this replica has to learn that it lacks a version")
+		require.True(t, collect(behind, "k", 9))
+		accepted(t, behind, repair)
+		require.EqualValues(t, 9, behind.held("k").Pruned, "it is taken while the state is not here")
+		require.True(t, collect(behind, "k", 9))
+		apply(behind)
+		accepted(t, behind, repair)
+		require.True(t, behind.held("k").IsZero(), "it is of no use any more")
+	})
+}

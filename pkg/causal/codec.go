@@ -14,6 +14,9 @@ import (
 // replicas compare by. Counts and lengths are checked against the bytes that are left before anything is allocated.
 const (
 	setFormat = 1
+	// setFormatPruned is setFormat with the index up to which the set was pruned in front. A set that never was has the form
+	// of before there was one, and keeps its hash.
+	setFormatPruned = 2
 
 	hlcBytes    = 8
 	dotBytesMin = 1 + hlcBytes
@@ -117,7 +120,11 @@ func DecodeVector(b []byte) (Vector, []byte, error) {
 // AppendSet appends the set. Equal sets have equal bytes.
 func AppendSet(dst []byte, s SiblingSet) []byte {
 	dst = slices.Grow(dst, s.encodedBytesGuess())
-	dst = append(dst, setFormat)
+	if s.Pruned == 0 {
+		dst = append(dst, setFormat)
+	} else {
+		dst = binary.AppendUvarint(append(dst, setFormatPruned), s.Pruned)
+	}
 	dst = AppendVector(dst, s.Context)
 	dst = binary.AppendUvarint(dst, uint64(len(s.Siblings)))
 	for i := range s.Siblings {
@@ -128,12 +135,22 @@ func AppendSet(dst []byte, s SiblingSet) []byte {
 
 // DecodeSet reads what AppendSet wrote, which must be all of b. Values alias b.
 func DecodeSet(b []byte) (SiblingSet, error) {
-	if len(b) == 0 || b[0] != setFormat {
+	if len(b) == 0 || b[0] != setFormat && b[0] != setFormatPruned {
 		return SiblingSet{}, corrupt("a sibling set has an unknown format")
 	}
 	var s SiblingSet
 	var err error
-	if s.Context, b, err = DecodeVector(b[1:]); err != nil {
+	pruned := b[0] == setFormatPruned
+	b = b[1:]
+	if pruned {
+		if s.Pruned, b, err = decodeUvarint(b); err != nil {
+			return SiblingSet{}, err
+		}
+		if s.Pruned == 0 {
+			return SiblingSet{}, corrupt("a sibling set says that it was pruned, and not by what")
+		}
+	}
+	if s.Context, b, err = DecodeVector(b); err != nil {
 		return SiblingSet{}, err
 	}
 	n, b, err := decodeCount(b, siblingBytesMin)

@@ -37,6 +37,9 @@ func drawAnySet(t *rapid.T) SiblingSet {
 		}
 		s = s.Put(w, Vector{drawDot(t, "read")})
 	}
+	if rapid.Bool().Draw(t, "was pruned") {
+		s.Pruned = rapid.Uint64().Draw(t, "pruned")
+	}
 	return s
 }
 
@@ -60,6 +63,19 @@ func TestEqualSetsHaveEqualBytes(t *testing.T) {
 		require.Equal(t, a.Equal(b), bytes.Equal(AppendSet(nil, a), AppendSet(nil, b)))
 	})
 	require.Equal(t, AppendSet(nil, SiblingSet{}), AppendSet(nil, SiblingSet{Siblings: []Sibling{}, Context: Vector{}}))
+}
+
+// What was written before sets said how far they were pruned has the bytes, and so the hash, that it always had.
+func TestSetThatWasNeverPrunedHasTheFirstForm(t *testing.T) {
+	d := Dot{Node: 2, Time: 7}
+	s := SiblingSet{}.Put(Sibling{ID: d, Dot: d, Stamp: Stamp{Time: 7, Node: 2}, Value: []byte("v")}, nil)
+	first := []byte{1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 7, 1, 2, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 'v'}
+	require.Equal(t, first, AppendSet(nil, s))
+	got, err := DecodeSet(first)
+	require.NoError(t, err)
+	require.True(t, got.Equal(s))
+	s.Pruned = 300
+	require.Equal(t, append([]byte{2, 0xac, 0x02}, first[1:]...), AppendSet(nil, s))
 }
 
 func TestSmallFormsSurviveTheirCodecs(t *testing.T) {
@@ -121,6 +137,7 @@ func TestDecodersRefuseWhatNoEncoderWrites(t *testing.T) {
 		"a node twice":             AppendSet(nil, SiblingSet{Context: Vector{{1, 1}, {1, 2}}}),
 		"a repeated dot":           repeated,
 		"an unknown flag":          unknownFlag,
+		"pruned by nothing":        append([]byte{setFormatPruned, 0}, good[1:]...),
 		"a long zero":              {setFormat, 0x80, 0x00, 0},
 		"more entries than bytes":  {setFormat, 0xff, 0xff, 0xff, 0xff, 0x0f},
 		"more siblings than bytes": {setFormat, 0, 0xff, 0xff, 0xff, 0xff, 0x0f},
@@ -174,6 +191,7 @@ func FuzzDecodeSet(f *testing.F) {
 	f.Add(AppendSet(nil, incoming))
 	f.Add(AppendSet(nil, Merge(incoming, concurrent)))
 	f.Add(AppendSet(nil, SiblingSet{}))
+	f.Add(AppendSet(nil, SiblingSet{Context: Vector{{1, 1}}, Pruned: 9}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := DecodeSet(b)
 		if err != nil {

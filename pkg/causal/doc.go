@@ -11,6 +11,7 @@
 //     dots that the holder never saw; that is why a replica hands on whole sibling sets and never one sibling beside a
 //     vector.
 //   - A SiblingSet is sorted by dot, and its context covers the dot of every sibling it holds.
+//   - A SiblingSet of which the strong lane dropped siblings says up to which log index, wherever it goes.
 //   - Merge is commutative, associative and idempotent.
 //   - Equal sets have equal bytes, and a decoder accepts no second spelling of a set.
 //

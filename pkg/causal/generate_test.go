@@ -50,7 +50,7 @@ func drawVector(t *rapid.T, name string) Vector {
 
 // drawSet draws a valid set of which each sibling is the one write that has its dot.
 func drawSet(t *rapid.T, name string) SiblingSet {
-	s := SiblingSet{Context: drawVector(t, name+".context")}
+	s := SiblingSet{Context: drawVector(t, name+".context"), Pruned: rapid.Uint64Range(0, 2).Draw(t, name+".pruned")}
 	for _, d := range universe() {
 		if s.Context.Covers(d) && rapid.IntRange(0, 2).Draw(t, name+".holds") == 0 {
 			s.Siblings = append(s.Siblings, siblingOf(d))

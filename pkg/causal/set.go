@@ -63,10 +63,17 @@ func (s *Sibling) compare(o *Sibling) int {
 type SiblingSet struct {
 	Siblings []Sibling
 	Context  Vector
+	// Pruned is the highest index, in the partition's Raft log, of a state of the strong lane that dropped siblings from the
+	// set or from one that was merged into it; 0 is none. What superseded those siblings is in that state only: whoever reads
+	// the set reads too little unless the strong lane is applied up to there where it is read. An index is enough, without a
+	// term: what was applied is committed, and no two committed entries of a group share an index.
+	Pruned uint64
 }
 
 // IsZero reports whether nothing was ever written to the set.
-func (s SiblingSet) IsZero() bool { return len(s.Siblings) == 0 && len(s.Context) == 0 }
+func (s SiblingSet) IsZero() bool {
+	return len(s.Siblings) == 0 && len(s.Context) == 0 && s.Pruned == 0
+}
 
 // Covers reports whether the set has seen the dot: it holds it or it holds what superseded it.
 func (s SiblingSet) Covers(d Dot) bool { return s.Context.Covers(d) }
@@ -118,7 +125,7 @@ func (s SiblingSet) Put(w Sibling, read Vector) SiblingSet {
 	if !placed {
 		out = append(out, w)
 	}
-	return SiblingSet{Siblings: out, Context: s.Context.Join(read).With(w.Dot)}
+	return SiblingSet{Siblings: out, Context: s.Context.Join(read).With(w.Dot), Pruned: s.Pruned}
 }
 
 // Drop returns the set without the siblings that keep refuses. The context stays as it is, so that what was dropped is
@@ -134,13 +141,27 @@ func (s SiblingSet) Drop(keep func(Sibling) bool) SiblingSet {
 				out = append(out, h)
 			}
 		}
-		return SiblingSet{Siblings: out, Context: s.Context}
+		return SiblingSet{Siblings: out, Context: s.Context, Pruned: s.Pruned}
 	}
 	return s
 }
 
-// Equal reports whether both sets have the same siblings and context. An absent value equals an empty one.
-func (s SiblingSet) Equal(o SiblingSet) bool {
+// Prune is Drop for siblings that a state of the strong lane covers, whose log index goes with the set from then on if
+// there were any.
+func (s SiblingSet) Prune(keep func(Sibling) bool, index uint64) SiblingSet {
+	out := s.Drop(keep)
+	if len(out.Siblings) < len(s.Siblings) {
+		out.Pruned = max(out.Pruned, index)
+	}
+	return out
+}
+
+// Equal reports whether both sets have the same siblings and context, and were pruned up to the same state of the strong
+// lane. An absent value equals an empty one.
+func (s SiblingSet) Equal(o SiblingSet) bool { return s.Pruned == o.Pruned && s.SameVersions(o) }
+
+// SameVersions reports whether both sets have the same siblings and context.
+func (s SiblingSet) SameVersions(o SiblingSet) bool {
 	if len(s.Siblings) != len(o.Siblings) || !s.Context.Equal(o.Context) {
 		return false
 	}
@@ -153,14 +174,14 @@ func (s SiblingSet) Equal(o SiblingSet) bool {
 }
 
 // Merge joins two states of one key: a sibling stays if both sides hold it, or if the side that lacks it has not seen
-// it. It is commutative, associative and idempotent. When one side already is the result, that side is returned and
-// nothing is allocated.
+// it, and the result was pruned as far as either. It is commutative, associative and idempotent. When one side already is
+// the result, that side is returned and nothing is allocated.
 func Merge(a, b SiblingSet) SiblingSet {
 	m := compareSets(a, b)
-	if !m.fromB && m.keptA == len(a.Siblings) && a.Context.Dominates(b.Context) {
+	if !m.fromB && m.keptA == len(a.Siblings) && a.Context.Dominates(b.Context) && a.Pruned >= b.Pruned {
 		return a
 	}
-	if !m.fromA && m.keptB == len(b.Siblings) && b.Context.Dominates(a.Context) {
+	if !m.fromA && m.keptB == len(b.Siblings) && b.Context.Dominates(a.Context) && b.Pruned >= a.Pruned {
 		return b
 	}
 	out := make([]Sibling, 0, m.size)
@@ -169,7 +190,7 @@ func Merge(a, b SiblingSet) SiblingSet {
 			out = append(out, *w)
 		}
 	})
-	return SiblingSet{Siblings: out, Context: a.Context.Join(b.Context)}
+	return SiblingSet{Siblings: out, Context: a.Context.Join(b.Context), Pruned: max(a.Pruned, b.Pruned)}
 }
 
 // side says which operand of a merge a sibling comes from.

@@ -126,6 +126,25 @@ func TestDropRemovesForGood(t *testing.T) {
 	})
 }
 
+// Whoever merges a pruned set has to know which state of the strong lane holds what is missing, whoever merged it before.
+func TestPrunedSetSaysByWhatWhereverItGoes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, o := drawSet(t, "set"), drawSet(t, "other")
+		index := rapid.Uint64Range(1, 5).Draw(t, "index")
+		keep := func(w Sibling) bool { return w.Dot.Time%2 == 1 }
+		out := s.Prune(keep, index)
+		if dropped := len(s.Siblings) > len(out.Siblings); dropped {
+			require.Equal(t, max(s.Pruned, index), out.Pruned)
+		} else {
+			require.Equal(t, s.Pruned, out.Pruned, "nothing was dropped")
+		}
+		require.True(t, out.SameVersions(s.Drop(keep)))
+		require.Equal(t, max(out.Pruned, o.Pruned), Merge(out, o).Pruned)
+		w := siblingOf(Dot{Node: 1, Time: out.Context.Latest() + 1})
+		require.Equal(t, out.Pruned, out.Put(w, out.Context).Pruned)
+	})
+}
+
 func TestLatestHasTheHighestStamp(t *testing.T) {
 	_, found := SiblingSet{}.Latest()
 	require.False(t, found)
