@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"slices"
 	"time"
 
 	"github.com/caprockdb/caprock/pkg/causal"
@@ -67,8 +68,8 @@ func (v *versions) merged(arrived causal.SiblingSet, keeps bool) causal.SiblingS
 type draft struct {
 	// id is the write id, zero before the first attempt, whose dot it becomes.
 	id causal.Dot
-	// context is what the writer had read, nil for a blind write.
-	context causal.Vector
+	// context is what the writer had read, nothing for a blind write.
+	context causal.Seen
 	// above is the highest stamp, and base the highest log position, that replicas refused earlier attempts with.
 	above   causal.Stamp
 	base    causal.Position
@@ -140,7 +141,11 @@ func (v *versions) place(
 			return causal.SiblingSet{}, placementImpossible, err
 		}
 	}
-	held := v.surviving(v.set, keeps).Drop(func(h causal.Sibling) bool { return h.ID != s.ID })
+	// A dot that was seen by itself is dropped here, where it is held. The set's vector covers it already and is not made to
+	// cover more: versions beside it that this node has not seen would be taken for superseded.
+	held := v.surviving(v.set, keeps).Drop(func(h causal.Sibling) bool {
+		return h.ID != s.ID && !slices.Contains(d.context.Dots, h.Dot)
+	})
 	set := held.Put(s, d.reads(held, r))
 	if len(set.Siblings) > siblingsMax && len(set.Siblings) > len(v.set.Siblings) {
 		return causal.SiblingSet{}, placementFull, nil
@@ -198,23 +203,23 @@ func (v *versions) last(node kv.NodeID) causal.Dot {
 func (d *draft) reads(held causal.SiblingSet, r Resolver) causal.Vector {
 	all := !r.KeepsSiblings() || d.blind && r.Blind() != BlindStays || !d.deleted && r.Blind() == BlindFolds
 	if all || mutant.Planted == mutant.BlindWriteCovers {
-		return held.Context.Join(d.context)
+		return held.Context.Join(d.context.Vector)
 	}
-	return d.context
+	return d.context.Vector
 }
 
-// writerContext returns the context that the writer gets back: it covers the write itself and what the write replaced.
-// Where siblings were kept beside it whose dots the write's own entry would cover too, the writer gets back what it
-// came with instead: overwriting a version unseen would lose it, one more sibling loses nothing.
-func (d *draft) writerContext(set causal.SiblingSet, dot causal.Dot, keeps bool) causal.Vector {
-	if !keeps || len(set.Siblings) == 1 {
-		return set.Context
-	}
-	own := d.context.With(dot)
-	for i := range set.Siblings {
-		if s := &set.Siblings[i]; s.Dot != dot && own.Covers(s.Dot) {
-			return d.context
+// writerContext returns the context that the writer gets back: what it came with, and its own write. What it had seen by itself
+// and this node's set covers is gone from there, and from wherever its own write comes, so that it need not be said again:
+// the context does not grow with the writes. Where nothing stands beside the write, it is what the write replaced.
+func (d *draft) writerContext(set causal.SiblingSet, dot causal.Dot, keeps bool) causal.Seen {
+	missed := make([]causal.Dot, 0, len(d.context.Dots)+1)
+	for _, seen := range d.context.Dots {
+		if !set.Covers(seen) {
+			missed = append(missed, seen)
 		}
 	}
-	return own
+	if !keeps || len(set.Siblings) == 1 {
+		return causal.Seen{Vector: set.Context}.With(missed...)
+	}
+	return causal.Seen{Vector: d.context.Vector}.With(append(missed, dot)...)
 }

@@ -62,6 +62,7 @@ type coordinatorMetrics struct {
 	handedOver     prometheus.Counter
 	hintedWrites   prometheus.Counter
 	callsDropped   prometheus.Counter
+	catchUps       prometheus.Counter
 	outstanding    prometheus.GaugeFunc
 	samplesPartial prometheus.Counter
 	// By level.
@@ -132,6 +133,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 		lateFailures:   counter("kvstore_quorum_late_failures_total", "Replicas that failed or refused a write after it was answered; anti-entropy repairs them."),
 		handedOver:     counter("kvstore_quorum_leader_writes_total", "Writes handed to the leader of their partition because others of the same key overtook them."),
 		hintedWrites:   counter("kvstore_quorum_hinted_acks_total", "Acknowledgements of sloppy writes that were hints on other nodes."),
+		catchUps:       counter("kvstore_quorum_catch_ups_total", "Writes whose coordinator asked other replicas first for what the writer had seen and it had not."),
 		callsDropped:   counter("kvstore_quorum_calls_dropped_total", "Calls not sent because too many to the same replica were outstanding."),
 		outstanding: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "kvstore_quorum_calls_outstanding",
@@ -142,7 +144,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 		m.failures[op] = failures.WithLabelValues(op.String())
 	}
 	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures, m.handedOver, m.hintedWrites,
-		m.callsDropped, m.outstanding)
+		m.callsDropped, m.catchUps, m.outstanding)
 	m.registerStaleness(reg)
 	return m
 }

@@ -59,6 +59,15 @@ func formatVector(v causal.Vector) string {
 	return "[" + strings.Join(out, " ") + "]"
 }
 
+// formatSeen writes the dots that were seen by themselves behind the vector.
+func formatSeen(s causal.Seen) string {
+	out := formatVector(s.Vector)
+	for _, d := range s.Dots {
+		out += " + " + formatDot(d)
+	}
+	return out
+}
+
 func formatSet(s causal.SiblingSet) string {
 	var b strings.Builder
 	for _, w := range s.Siblings {
@@ -178,6 +187,10 @@ func runPlace(t *testing.T, v *versions, d *datadriven.TestData, keeps bool) str
 		switch name {
 		case "value":
 			out.value = []byte(value)
+		case "seen":
+			for _, c := range strings.Fields(value) {
+				out.context = out.context.With(parseDot(t, c))
+			}
 		case "id":
 			out.id = parseDot(t, value)
 		case "above":
@@ -186,7 +199,7 @@ func runPlace(t *testing.T, v *versions, d *datadriven.TestData, keeps bool) str
 			out.base = parsePosition(t, value)
 		case "context":
 			for _, c := range strings.Fields(value) {
-				out.context = out.context.With(parseDot(t, c))
+				out.context.Vector = out.context.Vector.With(parseDot(t, c))
 			}
 		}
 	}
@@ -195,7 +208,7 @@ func runPlace(t *testing.T, v *versions, d *datadriven.TestData, keeps bool) str
 	switch how {
 	case placementMade:
 		v.set = set
-		return formatSet(set) + "the writer gets " + formatVector(out.writerContext(set, dot, keeps)) + "\n"
+		return formatSet(set) + "the writer gets " + formatSeen(out.writerContext(set, dot, keeps)) + "\n"
 	case placementEarly:
 		return "too early\n"
 	case placementFull:

@@ -65,6 +65,9 @@ func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error
 		wake: make(chan struct{}, 1),
 		vote: newWriteVote(c.deps.Self, call.Quorum.W, len(nodes)),
 	}
+	if len(read.Dots) > 0 {
+		c.catchUp(ctx, call, read.Dots)
+	}
 	d := &draft{context: read, blind: blind, deleted: r.Op == kv.OpDelete, value: r.Value, ttl: r.TTL}
 	found, attempts := false, c.cfg.AttemptsMax
 	if len(r.Resume) > 0 || c.leads(call) {
@@ -82,16 +85,16 @@ func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error
 
 // writerRead returns what the writer had read. An entry ahead of every clock would silently cover writes yet to be made,
 // so that the clock has to see it first.
-func (c *Coordinator) writerRead(r *kv.Request) (causal.Vector, error) {
+func (c *Coordinator) writerRead(r *kv.Request) (causal.Seen, error) {
 	if len(r.Context) == 0 {
-		return nil, nil
+		return causal.Seen{}, nil
 	}
 	read, err := causal.DecodeContext(r.Key, r.Context)
 	if err == nil {
 		err = c.deps.Clock.Observe(read.Latest())
 	}
 	if err != nil {
-		return nil, kv.Errorf(kv.CodeBadRequest, "the context cannot be used: %w", err)
+		return causal.Seen{}, kv.Errorf(kv.CodeBadRequest, "the context cannot be used: %w", err)
 	}
 	return read, nil
 }
@@ -269,7 +272,7 @@ func (o *writeOp) applied(d *draft, p placed, found bool) kv.Response {
 	}
 	return kv.Response{
 		Found: found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: len(acked) + hinted, Hinted: hinted,
-		Context:   causal.EncodeContext(o.call.Request.Key, d.writerContext(p.set, p.dot, o.call.Resolver.KeepsSiblings())),
+		Context:   causal.EncodeSeen(o.call.Request.Key, d.writerContext(p.set, p.dot, o.call.Resolver.KeepsSiblings())),
 		Timestamp: p.dot.Time.Time(), Coordinator: o.c.deps.Self, Replicas: acked,
 	}
 }
@@ -291,7 +294,7 @@ func (o *writeOp) settled(d *draft, found bool) kv.Response {
 	o.mu.Unlock()
 	return kv.Response{
 		Found: found, Settled: true, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied,
-		Acks: kv.Majority(len(o.call.Owners)), Context: causal.EncodeContext(o.call.Request.Key, d.context),
+		Acks: kv.Majority(len(o.call.Owners)), Context: causal.EncodeSeen(o.call.Request.Key, d.context),
 		Timestamp: d.id.Time.Time(), Coordinator: o.c.deps.Self, Replicas: []kv.NodeID{o.c.deps.Self},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"hash/fnv"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -156,11 +157,12 @@ func TestContextBelongsToItsKey(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		key := rapid.SliceOfN(rapid.Byte(), 1, 20).Draw(t, "key")
 		other := rapid.SliceOfN(rapid.Byte(), 1, 20).Draw(t, "other")
-		v := drawVector(t, "vector")
-		token := EncodeContext(key, v)
+		v := Seen{Vector: drawVector(t, "vector")}.With(drawDots(t, "dots")...)
+		token := EncodeSeen(key, v)
 		got, err := DecodeContext(key, token)
 		require.NoError(t, err)
-		require.True(t, v.Equal(got))
+		require.True(t, v.Vector.Equal(got.Vector))
+		require.True(t, slices.Equal(v.Dots, got.Dots))
 		if !bytes.Equal(key, other) {
 			_, err = DecodeContext(other, token)
 			require.ErrorIs(t, err, ErrBadContext)
@@ -183,6 +185,8 @@ func TestContextTokenIsPinned(t *testing.T) {
 	_, _ = twin.Write([]byte("user:1"))
 	require.Equal(t, twin.Sum(nil), token[1:9])
 	require.Equal(t, "01f7fd9aaa75081ceb02010199c82cc0000002ac02000000000000000540c11116", hex.EncodeToString(token))
+	token = EncodeSeen([]byte("user:1"), Seen{Vector: Vector{{1, 5}}, Dots: []Dot{{1, 7}, {300, 6}}})
+	require.Equal(t, "02f7fd9aaa75081ceb0101000000000000000502010000000000000007ac020000000000000006dc64e923", hex.EncodeToString(token))
 }
 
 func FuzzDecodeSet(f *testing.F) {
@@ -231,12 +235,14 @@ func FuzzDecodeStamp(f *testing.F) {
 
 func FuzzDecodeContext(f *testing.F) {
 	f.Add([]byte("k"), EncodeContext([]byte("k"), Vector{{1, 2}}))
+	f.Add([]byte("k"), EncodeSeen([]byte("k"), Seen{Vector: Vector{{1, 2}}, Dots: []Dot{{1, 4}, {2, 1}}}))
 	f.Fuzz(func(t *testing.T, key, token []byte) {
 		v, err := DecodeContext(key, token)
 		if err != nil {
 			require.ErrorIs(t, err, ErrBadContext)
 			return
 		}
-		require.Equal(t, token, EncodeContext(key, v))
+		require.True(t, v.valid())
+		require.Equal(t, token, EncodeSeen(key, v))
 	})
 }

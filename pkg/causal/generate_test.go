@@ -48,6 +48,14 @@ func drawVector(t *rapid.T, name string) Vector {
 	return v
 }
 
+func drawDots(t *rapid.T, name string) []Dot {
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Dot {
+		return Dot{
+			Node: kv.NodeID(rapid.IntRange(1, universeNodes).Draw(t, "node")), Time: HLC(rapid.IntRange(1, 4*universeTimes).Draw(t, "time")),
+		}
+	}), 0, 2*SeenDotsMax).Draw(t, name)
+}
+
 // drawSet draws a valid set of which each sibling is the one write that has its dot.
 func drawSet(t *rapid.T, name string) SiblingSet {
 	s := SiblingSet{Context: drawVector(t, name+".context"), Pruned: rapid.Uint64Range(0, 2).Draw(t, name+".pruned")}
