@@ -62,6 +62,9 @@ func (l *loop) runRound(b *storage.Batch, n int) {
 		return
 	}
 	for _, a := range round {
+		if m, ok := a.group.machine.(*kvMachine); ok {
+			m.visible(a.group.id)
+		}
 		l.answer(a)
 		if a.check {
 			l.beginCheck(a.group, a.committed.Pos)

@@ -1,8 +1,9 @@
 package consensus
 
 import (
-	"encoding/binary"
+	"slices"
 
+	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
@@ -11,6 +12,12 @@ import (
 type barrier struct {
 	view *view
 	done chan error // one slot
+	// promise asks for Peeked.Promised.
+	promise bool
+	// index, unless it is 0, is all that the caller waits for: that so much is applied here.
+	index uint64
+	// peeked is what the round learnt, written before done.
+	peeked Peeked
 }
 
 // round is one ReadIndex request and the barriers that share it.
@@ -19,6 +26,9 @@ type round struct {
 	barriers []*barrier
 	tick     uint64 // when it was issued
 	index    uint64 // what must be applied, once confirmed
+	// promise is the reading that the round asks replicas to promise, clean what they answered.
+	promise causal.HLC
+	clean   bool
 }
 
 // barriers collects the read barriers of one group into rounds. A barrier may only join a round that is issued after it
@@ -29,15 +39,35 @@ type barriers struct {
 	issued, confirmed []*round
 }
 
-func (b *barriers) add(w *barrier) { b.waiting = append(b.waiting, w) }
+func (b *barriers) add(w *barrier) {
+	if w.index > 0 {
+		b.confirmed = append(b.confirmed, &round{barriers: []*barrier{w}, index: w.index})
+		return
+	}
+	b.waiting = append(b.waiting, w)
+}
+
+// promises reports whether any that waits asks for a promise.
+func (b *barriers) promises() bool {
+	return slices.ContainsFunc(b.waiting, func(w *barrier) bool { return w.promise })
+}
+
+// clean says that the round's peek found nothing.
+func (b *barriers) clean(id uint64) {
+	for _, r := range b.issued {
+		if r.id == id {
+			r.clean = true
+		}
+	}
+}
 
 // issue makes a round of all that wait, unless nothing waits or roundsMax rounds are unanswered. id must never have
 // been used before by anyone.
-func (b *barriers) issue(id, tick uint64, roundsMax int) bool {
+func (b *barriers) issue(id, tick uint64, promise causal.HLC, roundsMax int) bool {
 	if len(b.waiting) == 0 || len(b.issued) >= roundsMax {
 		return false
 	}
-	b.issued = append(b.issued, &round{id: id, barriers: b.waiting, tick: tick})
+	b.issued = append(b.issued, &round{id: id, barriers: b.waiting, tick: tick, promise: promise})
 	b.waiting = nil
 	return true
 }
@@ -60,6 +90,12 @@ func (b *barriers) release(applied uint64) []*barrier {
 	kept := b.confirmed[:0]
 	for _, r := range b.confirmed {
 		if r.index <= applied || mutant.Planted == mutant.ReadBeforeApply {
+			for _, w := range r.barriers {
+				w.peeked = Peeked{Clean: r.clean}
+				if r.clean && w.promise {
+					w.peeked.Promised = r.promise
+				}
+			}
 			out = append(out, r.barriers...)
 		} else {
 			kept = append(kept, r)
@@ -109,19 +145,3 @@ func (b *barriers) drain() []*barrier {
 }
 
 func (b *barriers) empty() bool { return len(b.waiting)+len(b.issued)+len(b.confirmed) == 0 }
-
-// readContextBytes is the size of a read round's number with its prefix.
-const readContextBytes = 16
-
-// readContext spells a read round's number so that no other process, and no earlier life of this one, ever uses it.
-func (l *loop) readContext(round uint64) []byte {
-	return binary.BigEndian.AppendUint64(append(make([]byte, 0, readContextBytes), l.contextPrefix[:]...), round)
-}
-
-// roundOf is the inverse of readContext; false for a context of another process.
-func (l *loop) roundOf(ctx []byte) (uint64, bool) {
-	if len(ctx) != readContextBytes || [8]byte(ctx[:8]) != l.contextPrefix {
-		return 0, false
-	}
-	return binary.BigEndian.Uint64(ctx[8:]), true
-}

@@ -45,7 +45,7 @@ func TestBootstrapIsIdempotentAndRefusesNonsense(t *testing.T) {
 		require.Error(t, s.Bootstrap(2, []kv.NodeID{1, 1}))
 		require.Error(t, s.Bootstrap(2, nil))
 		require.Error(t, s.Bootstrap(0, []kv.NodeID{1}), "no machine for the metadata group")
-		require.Equal(t, causal.Position{}, s.LastAppended(2))
+		require.Equal(t, causal.Position{}, s.Base(2))
 		st, ok := s.Status(1)
 		require.True(t, ok)
 		require.Equal(t, []kv.NodeID{1}, st.Voters)

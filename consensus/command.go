@@ -20,7 +20,10 @@ const (
 )
 
 // Flags of the later format.
-const commandHasID byte = 1
+const (
+	commandHasID byte = 1 << iota
+	commandHasGuard
+)
 
 // Operations.
 const (
@@ -31,6 +34,8 @@ const (
 	commandExpire byte = 5
 	// commandPutKeep is a put whose value expires when the one that it replaces would.
 	commandPutKeep byte = 6
+	// commandSettle takes an eventual version into the state.
+	commandSettle byte = 7
 )
 
 // command is a command as it was decoded. Its slices alias the entry.
@@ -49,14 +54,25 @@ func encodeCommand(op WriteOp) []byte {
 	for i := range op.Batch {
 		size += 3 + 4*binary.MaxVarintLen32 + binary.MaxVarintLen64 + len(op.Batch[i].Key) + len(op.Batch[i].Value)
 	}
-	switch {
-	case op.ID.IsZero() && len(op.Batch) == 0 && op.TTL == 0:
+	if op.ID.IsZero() && len(op.Batch) == 0 && op.TTL == 0 && op.Guard == nil && op.Settled == nil {
 		return appendWrite(append(make([]byte, 0, size), commandFormat), &op)
-	case op.ID.IsZero():
-		return appendBody(append(make([]byte, 0, size), commandFormatMore, 0), &op)
 	}
-	dst := make([]byte, 0, size+idBytesMax+len(op.ID.Session))
-	dst = append(dst, commandFormatMore, commandHasID)
+	flags := byte(0)
+	if !op.ID.IsZero() {
+		flags |= commandHasID
+		size += idBytesMax + len(op.ID.Session)
+	}
+	if op.Guard != nil {
+		flags |= commandHasGuard
+		size += guardBytes(op.Guard) + settledBytesMax
+	}
+	dst := append(make([]byte, 0, size), commandFormatMore, flags)
+	if op.Guard != nil {
+		dst = appendGuard(dst, op.Guard)
+	}
+	if op.ID.IsZero() {
+		return appendBody(dst, &op)
+	}
 	dst = appendBytes(dst, op.ID.Session)
 	dst = binary.AppendUvarint(dst, op.ID.Sequence)
 	dst = binary.AppendUvarint(dst, op.ID.Floor)
@@ -83,6 +99,13 @@ func appendBody(dst []byte, op *WriteOp) []byte {
 func appendWrite(dst []byte, op *WriteOp) []byte {
 	verb := commandPut
 	switch {
+	case op.Settled != nil:
+		dead := byte(0)
+		if op.Delete {
+			dead = 1
+		}
+		dst = appendSettled(append(dst, commandSettle, dead), op.Settled)
+		return appendBytes(appendBytes(dst, op.Key), op.Value)
 	case op.Delete:
 		verb = commandDelete
 	case op.TTL == kv.TTLKeep:
@@ -112,7 +135,7 @@ func decodeCommand(b []byte) (command, error) {
 	switch f := r.byte("command format"); f {
 	case commandFormat:
 	case commandFormatMore:
-		c.decodeID(&r)
+		c.decodeHead(&r)
 		if expiring = true; r.err == nil && len(r.b) > 0 {
 			verb = r.b[0]
 		}
@@ -126,6 +149,8 @@ func decodeCommand(b []byte) (command, error) {
 		c.readBatch(&r)
 	case commandExpire:
 		c.readExpire(&r)
+	case commandSettle:
+		c.readSettle(&r)
 	default:
 		readWrite(&r, &c.WriteOp, expiring)
 	}
@@ -138,10 +163,13 @@ func decodeCommand(b []byte) (command, error) {
 	return c, nil
 }
 
-func (c *command) decodeID(r *reader) {
+func (c *command) decodeHead(r *reader) {
 	flags := r.byte("flags")
-	if flags&^commandHasID != 0 {
+	if flags&^(commandHasID|commandHasGuard) != 0 {
 		r.fail("flags")
+	}
+	if flags&commandHasGuard != 0 {
+		c.Guard = readGuard(r)
 	}
 	if flags&commandHasID == 0 {
 		return
@@ -150,6 +178,17 @@ func (c *command) decodeID(r *reader) {
 	c.fingerprint = r.uint64("fingerprint")
 	if r.err == nil && (c.ID.IsZero() || c.ID.Floor > c.ID.Sequence) {
 		r.fail("operation id")
+	}
+}
+
+// readSettle reads a settled version. Without a guard it would overwrite what it must not.
+func (c *command) readSettle(r *reader) {
+	r.byte("operation")
+	dead := r.byte("deleted")
+	c.Settled = readSettled(r)
+	c.Key, c.Value = r.bytes("key"), r.bytes("value")
+	if c.Delete = dead == 1; r.err == nil && (dead > 1 || c.Delete && len(c.Value) > 0 || c.Guard == nil || !c.ID.IsZero()) {
+		r.fail("settled version")
 	}
 }
 

@@ -315,7 +315,7 @@ func TestReadBarrierOutlivesARoundThatRaftDropped(t *testing.T) {
 			g := l.groups[1]
 			g.barriers.add(b)
 			l.rounds++
-			require.True(c.t, g.barriers.issue(l.rounds, l.ticks, 4)) // and Raft never hears of it
+			require.True(c.t, g.barriers.issue(l.rounds, l.ticks, 0, 4)) // and Raft never hears of it
 		})
 		start := time.Now()
 		require.NoError(t, <-b.done)

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -43,6 +44,8 @@ type group struct {
 	queue    []*op
 	pending  pendings
 	barriers barriers
+	// peeks are the read rounds that a leader collects answers for, its own and its followers', in the order of their issue.
+	peeks []*peekRound
 
 	// lastSync is the sequence number of the newest batch that holds something of this group which must be durable
 	// before its answers leave.
@@ -138,6 +141,9 @@ func (s *Store) openGroup(id kv.GroupID) (g *group, err error) {
 		StepDownOnRemoval:         true,
 	})
 	if err != nil {
+		return nil, fmt.Errorf("consensus: open group %d: %w", id, err)
+	}
+	if err := errors.Join(g.fenceLog(nil), g.rebase()); err != nil {
 		return nil, fmt.Errorf("consensus: open group %d: %w", id, err)
 	}
 	g.publish()
@@ -236,7 +242,7 @@ func (g *group) publish() {
 	if g.check != nil {
 		st.Check = g.check.result(g.conf)
 	}
-	g.view.publish(st, g.log.last)
+	g.view.publish(st)
 }
 
 func confOf(voters []kv.NodeID) *pb.ConfState {

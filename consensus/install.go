@@ -212,6 +212,9 @@ func (l *loop) installed(g *group, err error) {
 	g.setConf(in.conf)
 	g.applied = in.pos
 	l.endQuarantine(g)
+	if !l.check(g, errors.Join(g.fenceLog(nil), g.rebase())) {
+		return
+	}
 	unknown, overwritten := g.pending.installed(in.pos)
 	for _, e := range unknown {
 		l.finishAll(e.ops, kv.Errorf(kv.CodeNoLeader, "%w", ErrSuperseded).WithOutcome(kv.OutcomeUnknown))

@@ -289,6 +289,7 @@ func (l *loop) step(messages []inbound) {
 			l.offered(g, in.msg)
 		case g.quarantine != nil && in.msg.GetType() == pb.MsgTimeoutNow: // it is not to lead
 		default:
+			l.hearPeek(g, in.msg)
 			l.touch(g)
 			l.check(g, g.step(in.msg))
 		}
@@ -370,6 +371,10 @@ func (l *loop) enqueue() {
 			continue
 		}
 		g.barriers.add(b)
+		if b.index > 0 {
+			l.releaseBarriers(g)
+			continue
+		}
 		l.work(g)
 	}
 	l.fills = append(l.fills, l.mail.fills...)
@@ -397,16 +402,33 @@ func (l *loop) proposeBusy() {
 		default:
 			l.proposeQueue(g)
 		}
-		if g.stopped == nil && g.mayRead() && g.barriers.issue(l.rounds+1, l.ticks, l.cfg.BarrierRoundsMax) {
+		promise := l.promiseOf(g)
+		if g.stopped == nil && g.mayRead() && g.barriers.issue(l.rounds+1, l.ticks, promise, l.cfg.BarrierRoundsMax) {
 			l.rounds++
 			l.touch(g)
-			l.check(g, g.readIndex(l.readContext(l.rounds)))
+			context := l.readContext(l.rounds, promise)
+			g.openPeek(context)
+			l.check(g, g.readIndex(context))
 			if mutant.Planted == mutant.ReadWithoutQuorum {
 				g.barriers.confirm(l.rounds, g.applied.Index)
 				l.releaseBarriers(g)
 			}
 		}
 	}
+}
+
+// promiseOf returns the reading that the group's next read round asks replicas to promise, 0 when nobody needs one, or none can be
+// had without waiting for the disk.
+func (l *loop) promiseOf(g *group) causal.HLC {
+	if !g.barriers.promises() {
+		return 0
+	}
+	now, ok := l.deps.Clock.TryNow()
+	if !ok {
+		l.extendClock()
+		return 0
+	}
+	return now
 }
 
 // refuse answers what waits in a group that this node does not lead any more. Entries that Raft has taken are not among
@@ -429,9 +451,9 @@ func (l *loop) askLeader(g *group) {
 	switch {
 	case g.leader == kv.NoNode:
 		l.refuse(g)
-	case g.barriers.issue(l.rounds+1, l.ticks, l.cfg.BarrierRoundsMax):
+	case g.barriers.issue(l.rounds+1, l.ticks, 0, l.cfg.BarrierRoundsMax):
 		l.rounds++
 		l.touch(g)
-		l.check(g, g.readIndex(l.readContext(l.rounds)))
+		l.check(g, g.readIndex(l.readContext(l.rounds, 0)))
 	}
 }

@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
@@ -20,6 +19,10 @@ import (
 type kvMachine struct {
 	state  storage.State
 	memory memory
+	// notify is told of the keys that an entry wrote, once that can be seen; written are those of the present entry. They alias
+	// it.
+	notify  func(g kv.GroupID, key []byte)
+	written [][]byte
 }
 
 var (
@@ -31,6 +34,17 @@ var (
 func (m *kvMachine) Restored() error {
 	m.memory = memory{}
 	return nil
+}
+
+// visible tells whoever wants to know what the last entry wrote.
+func (m *kvMachine) visible(g kv.GroupID) {
+	if m.notify != nil {
+		for _, key := range m.written {
+			m.notify(g, key)
+		}
+	}
+	clear(m.written)
+	m.written = m.written[:0]
 }
 
 // Apply implements Machine. The replies are *WriteReply. Everything is read and decided before anything is written, so
@@ -62,17 +76,17 @@ func (m *kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 		out[i] = &replies[i]
 		if mutant.Planted == mutant.BatchInPart && !replies[i].Applied && !replies[i].Repeated {
 			for j := range replies[i].Missed {
-				write(b, e, &ops[i].Batch[j], causal.Stamp{Base: e.Pos, Time: e.Time, Node: e.Proposer})
+				m.write(b, e, &ops[i].Batch[j], causal.Stamp{Base: e.Pos, Time: e.Time, Node: e.Proposer})
 			}
 		}
 		if !replies[i].Applied || replies[i].Repeated {
 			continue
 		}
 		if ops[i].Batch == nil {
-			write(b, e, &ops[i].WriteOp, replies[i].Stamp)
+			m.write(b, e, &ops[i].WriteOp, replies[i].Stamp)
 		}
 		for j := range ops[i].Batch {
-			write(b, e, &ops[i].Batch[j], replies[i].Stamp)
+			m.write(b, e, &ops[i].Batch[j], replies[i].Stamp)
 		}
 	}
 	for i := range gone {
@@ -83,10 +97,14 @@ func (m *kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 }
 
 // write adds the row of a put or a delete to the batch.
-func write(b *storage.Batch, e Committed, op *WriteOp, stamp causal.Stamp) {
+func (m *kvMachine) write(b *storage.Batch, e Committed, op *WriteOp, stamp causal.Stamp) {
+	m.written = append(m.written, op.Key)
 	expiry := expiryOf(op, e)
+	if op.Settled != nil {
+		expiry = op.Settled.Expiry
+	}
 	b.SetStrong(e.Group, op.Key, storage.Strong{
-		Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: stamp, Expiry: expiry,
+		Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: stamp, Expiry: expiry, Covered: op.covered,
 	})
 	if expiry != 0 {
 		b.SetExpiry(e.Group, expiry, op.Key)
@@ -109,7 +127,7 @@ func (m *kvMachine) decide(op *command, e Committed, known *sessions, gone *[]la
 	if done || err != nil {
 		return reply, err
 	}
-	if reply, err = m.decideNew(&op.WriteOp, e, gone); err == nil {
+	if reply, err = m.decideNew(&op.WriteOp, e, gone); err == nil && !reply.Overtaken {
 		known.remember(s, op, reply)
 	}
 	return reply, err
@@ -130,13 +148,13 @@ func (m *kvMachine) decideNew(op *WriteOp, e Committed, gone *[]lapsed) (WriteRe
 
 func (m *kvMachine) decideAll(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
 	if op.Batch == nil {
-		return m.decideWrite(op, e, gone)
+		return m.decideWrite(op, op.Guard, 0, e, gone)
 	}
 	out := WriteReply{Items: make([]bool, len(op.Batch))}
 	for i := range op.Batch {
-		reply, err := m.decideWrite(&op.Batch[i], e, gone)
-		if err != nil {
-			return WriteReply{}, err
+		reply, err := m.decideWrite(&op.Batch[i], op.Guard, i, e, gone)
+		if err != nil || reply.Overtaken {
+			return reply, err
 		}
 		if !reply.Applied {
 			return WriteReply{Found: reply.Found, Revision: reply.Revision, Missed: i}, nil
@@ -146,22 +164,38 @@ func (m *kvMachine) decideAll(op *WriteOp, e Committed, gone *[]lapsed) (WriteRe
 	return out, nil
 }
 
-// decideWrite returns what a put or a delete does. It reads the key's row only where the answer depends on it.
-func (m *kvMachine) decideWrite(op *WriteOp, e Committed, gone *[]lapsed) (WriteReply, error) {
+// decideWrite returns what a put or a delete does, the nth write of its command. It reads the key's row only where the answer
+// or the new row depends on it. Whether it did must not show in the answer: replicas differ in what they know to be absent.
+func (m *kvMachine) decideWrite(op *WriteOp, g *Guard, n int, e Committed, gone *[]lapsed) (WriteReply, error) {
+	expected, guarded := g.revision(n)
+	asks := op.Delete || op.Condition.Kind != kv.ConditionNone
 	var s storage.Strong
 	var found bool
-	if op.Delete || op.Condition.Kind != kv.ConditionNone {
+	if guarded || asks || op.Settled != nil || !m.state.CoversNothing(e.Group, op.Key) {
 		var err error
 		if s, found, err = m.state.Strong(e.Group, op.Key); err != nil {
 			return WriteReply{}, err
 		}
-		if found && Expired(s, e.Time) {
-			*gone = append(*gone, lapsed{key: op.Key, state: s, noted: s.Expiry})
-			found = false
-		}
-		op.kept = s.Expiry // of use only where the condition is met, and the key exists
 	}
-	return decide(op.Condition, s, found, e), nil
+	stamp := op.stampOf(g, &s, e)
+	if guarded && (revisionOf(&s, found) != expected || found && !stamp.After(s.Stamp)) {
+		return WriteReply{Overtaken: true}, nil
+	}
+	op.covered, op.kept = cover(s.Covered, g.covers(n), e), s.Expiry // kept is of use only where the key has to exist
+	switch {
+	case op.Settled != nil:
+		op.covered, found = append(op.covered, op.Settled.ID), false
+	case !asks:
+		found = false
+	case found && Expired(s, e.Time):
+		*gone = append(*gone, lapsed{key: op.Key, state: s, noted: s.Expiry})
+		found = false
+	}
+	reply := decide(op.Condition, s, found, e)
+	if reply.Applied {
+		reply.Stamp = stamp
+	}
+	return reply, nil
 }
 
 // decide returns what a write guarded by the condition does to a key whose row is s.
@@ -181,11 +215,5 @@ func decide(c kv.Condition, s storage.Strong, found bool, e Committed) WriteRepl
 	if !met {
 		return WriteReply{Found: live, Revision: present}
 	}
-	if mutant.Planted == mutant.ApplyReadsClock {
-		e.Time = causal.MakeHLC(time.Now().UnixMilli(), 0)
-	}
-	return WriteReply{
-		Applied: true, Found: live, Revision: e.Pos.Index,
-		Stamp: causal.Stamp{Base: e.Pos, Time: e.Time, Node: e.Proposer},
-	}
+	return WriteReply{Applied: true, Found: live, Revision: e.Pos.Index}
 }

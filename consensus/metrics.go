@@ -163,7 +163,7 @@ func (s *Store) inboxBytes() float64 {
 func (s *Store) appliedLag() float64 {
 	lag := uint64(0)
 	for _, v := range s.views.all() {
-		st, _ := v.read()
+		st := v.read()
 		lag = max(lag, st.Commit-min(st.Applied, st.Commit))
 	}
 	return float64(lag)
@@ -185,7 +185,7 @@ func (s *Store) Violations() uint64 { return s.violations.Load() }
 func (s *Store) logBytes() float64 {
 	sum := uint64(0)
 	for _, v := range s.views.all() {
-		st, _ := v.read()
+		st := v.read()
 		sum += st.LogBytes
 	}
 	return float64(sum)

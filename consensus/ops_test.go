@@ -71,7 +71,7 @@ func TestPackedWritesOfOneKeyKeepTheirOrder(t *testing.T) {
 			others = append(others, putAsync(ctx, n.store, 0, WriteOp{Key: []byte(value(i)), Value: []byte("x")}))
 			synctest.Wait()
 		}
-		before := n.store.LastAppended(1).Index
+		before := n.store.Base(1).Index
 		resume()
 		revision := uint64(0)
 		for i, ch := range hot {
@@ -87,7 +87,7 @@ func TestPackedWritesOfOneKeyKeepTheirOrder(t *testing.T) {
 			packed[o.reply.Revision]++
 		}
 		require.Equal(t, map[uint64]int{before + 1: 40}, packed, "distinct keys share the first entry")
-		require.Equal(t, before+40, n.store.LastAppended(1).Index)
+		require.Equal(t, before+40, n.store.Base(1).Index)
 		s, _, err := c.get(ctx, 0, "hot")
 		require.NoError(t, err)
 		require.Equal(t, value(39), string(s.Value))

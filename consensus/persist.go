@@ -136,6 +136,7 @@ func (l *loop) persist() {
 	for _, g := range l.readied {
 		if g.ready.append {
 			g.log.persist(b, g.ready.entries)
+			l.check(g, g.rebase())
 			entries += len(g.ready.entries)
 		}
 	}

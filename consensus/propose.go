@@ -176,31 +176,52 @@ func (s *Store) Delete(ctx context.Context, p kv.PartitionID, w WriteOp) (WriteR
 }
 
 // ReadBarrier returns once this node has applied everything that was committed in the group when it was called. A read
-// of the group's state that follows on this node is linearizable. A node that does not lead the group asks the leader that
-// it knows how far it has to apply.
+// of the group's state that follows on this node is linearizable among strong operations. A node that does not lead the group
+// asks the leader that it knows how far it has to apply.
 func (s *Store) ReadBarrier(ctx context.Context, g kv.GroupID) error {
+	_, err := s.Peek(ctx, g, false)
+	return err
+}
+
+// Peek is ReadBarrier, and says what eventual versions a majority of the voters holds, which costs nothing more. With promise
+// set, which has an effect on the leader only, it also has that majority promise to take no more eventual writes up to some
+// reading of the clock.
+func (s *Store) Peek(ctx context.Context, g kv.GroupID, promise bool) (Peeked, error) {
+	return s.await(ctx, g, &barrier{promise: promise, done: make(chan error, 1)})
+}
+
+// AwaitApplied returns once this node has applied the group's log up to the index.
+func (s *Store) AwaitApplied(ctx context.Context, g kv.GroupID, index uint64) error {
+	if v := s.views.get(g); index == 0 || v != nil && v.read().Applied >= index {
+		return nil
+	}
+	_, err := s.await(ctx, g, &barrier{index: index, done: make(chan error, 1)})
+	return err
+}
+
+func (s *Store) await(ctx context.Context, g kv.GroupID, b *barrier) (Peeked, error) {
 	v := s.views.get(g)
 	if v == nil || v.leaderID() == kv.NoNode {
-		return notLeader(g, kv.NoNode)
+		return Peeked{}, notLeader(g, kv.NoNode)
 	}
 	if v.barriers.Add(1) > int64(s.cfg.BarriersMax) {
 		v.barriers.Add(-1)
-		return s.overloaded("barriers", "too many reads of this partition are pending")
+		return Peeked{}, s.overloaded("barriers", "too many reads of this partition are pending")
 	}
-	b := &barrier{view: v, done: make(chan error, 1)}
+	b.view = v
 	if !s.inbox.post(func(m *mail) bool {
 		m.barriers = append(m.barriers, b)
 		return true
 	}) {
 		v.barriers.Add(-1)
-		return stopped(kv.OutcomeNotApplied)
+		return Peeked{}, stopped(kv.OutcomeNotApplied)
 	}
 	select {
 	case err := <-b.done:
-		return err
+		return b.peeked, err
 	case <-ctx.Done():
 		s.metrics.barriers.WithLabelValues(endTimeout).Inc()
-		return kv.Errorf(kv.CodeDeadlineExceeded, "no majority confirmed the leadership in time: %w", context.Cause(ctx))
+		return Peeked{}, kv.Errorf(kv.CodeDeadlineExceeded, "no majority confirmed the leadership in time: %w", context.Cause(ctx))
 	}
 }
 

@@ -147,7 +147,11 @@ func (l *loop) accept(g *group, rd raft.Ready) {
 	}
 	for _, rs := range rd.ReadStates {
 		if round, ok := l.roundOf(rs.RequestCtx); ok {
-			g.barriers.confirm(round, rs.Index)
+			clean, need := l.closePeek(g, rs.RequestCtx)
+			if clean {
+				g.barriers.clean(round)
+			}
+			g.barriers.confirm(round, max(rs.Index, need))
 		}
 	}
 	if len(rd.ReadStates) > 0 {
@@ -171,6 +175,7 @@ func (l *loop) accept(g *group, rd raft.Ready) {
 			if m.GetType() == pb.MsgSnap {
 				l.noteSend(g, m)
 			}
+			l.tagPeek(g, m)
 			l.outbox.add(g.id, m)
 		}
 	}
@@ -193,8 +198,10 @@ func (l *loop) promise(g *group, hard *pb.HardState) {
 	}
 }
 
-// noteAppended looks at the entries that Raft appended: ours get their place, others' carry their proposer's clock.
+// noteAppended looks at the entries that Raft appended: they raise fences, ours get their place, others' carry their proposer's
+// clock.
 func (l *loop) noteAppended(g *group) {
+	l.check(g, g.fenceAppended(g.ready.entries))
 	for _, e := range g.ready.entries {
 		if e.GetType() != pb.EntryNormal || len(e.GetData()) == 0 {
 			continue
@@ -220,6 +227,9 @@ func (l *loop) accepted(g *group, st raft.SoftState) {
 	}
 	led := g.leads()
 	g.state = st.RaftState
+	if led != g.leads() {
+		g.peeks = nil
+	}
 	if !led && g.leads() {
 		g.peers, g.suspects, g.checkAt = nil, nil, 0 // what an earlier leadership knew of them is out of date
 		g.homeAt, g.homeTries = l.ticks+uint64(l.cfg.BalanceCooldownTicks), 0
@@ -315,6 +325,9 @@ func (l *loop) settleDirty() {
 		l.again = true
 	}
 	for _, g := range l.readied {
+		if g.stopped == nil && l.failure == nil {
+			l.check(g, g.rebase())
+		}
 		g.publish()
 	}
 }

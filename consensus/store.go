@@ -104,7 +104,7 @@ func New(cfg Config, deps Deps) (*Store, error) {
 // machineOf returns a state machine for a group.
 func (s *Store) machineOf(g kv.GroupID) (Machine, error) {
 	if g != kv.MetaGroup {
-		return &kvMachine{state: s.deps.Engine.State()}, nil
+		return &kvMachine{state: s.deps.Engine.State(), notify: s.deps.Settled}, nil
 	}
 	if s.deps.Meta == nil {
 		return nil, errors.New("consensus: this node's disk holds a replica of the metadata group, which needs its state machine")
@@ -223,25 +223,13 @@ func (s *Store) Leader(g kv.GroupID) kv.NodeID {
 	return kv.NoNode
 }
 
-// LastAppended returns the position of the last entry in this replica's log, durable or not, and the zero Position when
-// there is no replica here. Only positions of real entries are ever returned, except that a group without entries
-// returns the position its log begins after, which all its replicas share.
-func (s *Store) LastAppended(g kv.GroupID) causal.Position {
-	v := s.views.get(g)
-	if v == nil {
-		return causal.Position{}
-	}
-	_, last := v.read()
-	return last
-}
-
 // Status describes this node's replica of the group; false when there is none.
 func (s *Store) Status(g kv.GroupID) (GroupStatus, bool) {
 	v := s.views.get(g)
 	if v == nil {
 		return GroupStatus{}, false
 	}
-	st, _ := v.read()
+	st := v.read()
 	return st, true
 }
 
@@ -249,7 +237,7 @@ func (s *Store) Status(g kv.GroupID) (GroupStatus, bool) {
 func (s *Store) Groups() []GroupStatus {
 	var out []GroupStatus
 	for _, v := range s.views.all() {
-		st, _ := v.read()
+		st := v.read()
 		out = append(out, st)
 	}
 	slices.SortFunc(out, func(a, b GroupStatus) int { return cmp.Compare(a.Group, b.Group) })

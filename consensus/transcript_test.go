@@ -136,7 +136,7 @@ func TestBarriers(t *testing.T) {
 				b.add(w)
 			}
 		case "issue":
-			if !b.issue(id, tick, rounds) {
+			if !b.issue(id, tick, 0, rounds) {
 				return "nothing issued"
 			}
 			return "round of " + names(b.issued[len(b.issued)-1].barriers)

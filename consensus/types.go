@@ -65,6 +65,13 @@ type Deps struct {
 	// OnLeader is called by the store loop when what this node knows of a group's leader changes, NoNode included. It
 	// may be nil and must not block.
 	OnLeader func(g kv.GroupID, leader kv.NodeID)
+	// Unsettled reports whether this node holds no eventual version of a key of the group that the strong lane's state may not
+	// cover, and the log index that this answer depends on. It first has the group's keys take no more eventual writes with
+	// readings up to promise, which is durable or does not count. It is called by the store loop: it must not block. nil: no
+	// node holds any, ever.
+	Unsettled func(g kv.GroupID, promise causal.HLC) (need uint64, none bool)
+	// Settled is called by the store loop once it has applied a write of the key. It may be nil and must not block.
+	Settled func(g kv.GroupID, key []byte)
 	// MayLead reports whether the node should be handed leaderships. nil: every node. It must not block.
 	MayLead func(kv.NodeID) bool
 }
@@ -104,6 +111,13 @@ type WriteOp struct {
 	Batch []WriteOp
 	// ID lets a repetition of the write be recognised; the zero value does not.
 	ID kv.OpID
+	// Guard makes the command, all of a batch, depend on what it was judged by. nil does not.
+	Guard *Guard
+	// Settled says that the write takes in an eventual version; Key, Value and Delete are that version's, and nothing else is
+	// set but Guard.
+	Settled *Settled
+	// covered are the ids that the key's state covered before: apply sets it.
+	covered []causal.Dot
 }
 
 // Refusal says why a write that names an operation was neither applied nor answered as it was before.
@@ -124,6 +138,8 @@ type WriteReply struct {
 	Applied bool
 	// Repeated says that the operation was decided by an earlier entry, and that this is what was answered then.
 	Repeated bool
+	// Overtaken says that the guard's revision was not there any more. Nothing was written or remembered; everything else is zero.
+	Overtaken bool
 	// Refused is set when the operation's id stood against it; everything else is then zero.
 	Refused Refusal
 	// Found says whether the key existed before. An unconditional put does not look, and always says false.

@@ -4,7 +4,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
@@ -21,24 +20,26 @@ type view struct {
 	pendingBytes atomic.Int64
 	barriers     atomic.Int64
 
+	// fences are what eventual writes must be above.
+	fences fences
+
 	// mu guards the fields below.
 	mu     sync.Mutex
 	status GroupStatus
-	last   causal.Position
 }
 
 func (v *view) leaderID() kv.NodeID { return kv.NodeID(v.leader.Load()) }
 
-func (v *view) publish(status GroupStatus, last causal.Position) {
+func (v *view) publish(status GroupStatus) {
 	v.mu.Lock()
-	v.status, v.last = status, last
+	v.status = status
 	v.mu.Unlock()
 }
 
-func (v *view) read() (GroupStatus, causal.Position) {
+func (v *view) read() GroupStatus {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.status, v.last
+	return v.status
 }
 
 // views maps groups to their views. Groups are only ever added, so readers take a snapshot and never lock.

@@ -44,6 +44,19 @@ const (
 	HintDroppedEarly        Name = "hint_dropped_early"
 	HintCountedAsAck        Name = "hint_counted_as_ack"
 	HintBypassesDropRule    Name = "hint_bypasses_drop_rule"
+	NoFence                 Name = "no_fence"
+	PeekOfOne               Name = "peek_of_one"
+	PeekOnce                Name = "peek_once"
+	SettleWithoutRevision   Name = "settle_without_revision"
+	SettleAtOwnPosition     Name = "settle_at_own_position"
+	SettleCoversLosers      Name = "settle_covers_losers"
+	RestampNewID            Name = "restamp_new_id"
+	CoveredBeforeFence      Name = "covered_before_fence"
+	BaseGuessed             Name = "base_guessed"
+	PromiseForgotten        Name = "promise_forgotten"
+	UnsettledForgotten      Name = "unsettled_forgotten"
+	UnsettledReturned       Name = "unsettled_returned"
+	TombstoneAboveLive      Name = "tombstone_above_live"
 )
 
 // All returns every name, in the order in which they are run.
@@ -61,5 +74,18 @@ func All() []Name {
 		ListSkipsPageEdge,
 		CounterAdds, ExpiredReturned,
 		HintDroppedEarly, HintCountedAsAck, HintBypassesDropRule,
+		NoFence,
+		PeekOfOne,
+		PeekOnce,
+		SettleWithoutRevision,
+		SettleAtOwnPosition,
+		SettleCoversLosers,
+		RestampNewID,
+		CoveredBeforeFence,
+		BaseGuessed,
+		PromiseForgotten,
+		UnsettledForgotten,
+		UnsettledReturned,
+		TombstoneAboveLive,
 	}
 }

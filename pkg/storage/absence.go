@@ -79,8 +79,32 @@ func (a *absence) absent(key []byte) bool {
 	return missing
 }
 
+// coveringShare is the size of the absence filter in that of the filter of keys whose state covers eventual writes: there are
+// few of them.
+const coveringShare = 16
+
+// noteState notes a row of S in the filters: that it is there, and whether it covers eventual writes.
+func (e *Engine) noteState(key []byte, covers bool) {
+	e.absence.add(key)
+	if covers {
+		e.covering.add(key)
+	}
+}
+
+// rowCovers reports whether a row of S, as it is stored, covers eventual writes.
+func rowCovers(row []byte) bool { return len(row) > 1 && row[1]&strongCovers != 0 }
+
+// CoversNothing reports whether the strong lane's state of the key certainly covers no eventual write. It is cheap.
+func (s State) CoversNothing(g kv.GroupID, key []byte) bool {
+	buf := s.e.keys.Get().(*keyBuffer)
+	buf.b = appendStateKey(buf.b[:0], g, key)
+	nothing := s.e.covering.absent(buf.b)
+	s.e.keys.Put(buf)
+	return nothing
+}
+
 // fillAbsence notes the rows that are there at the start. Those that come meanwhile are noted where they are written. When it
-// cannot read them the filter stays unused.
+// cannot read them the filters stay unused.
 func (e *Engine) fillAbsence(stop <-chan struct{}) {
 	lower := appendGroupPrefix(nil, kv.MetaGroup)[:1]
 	it, err := e.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: appendPrefixEnd(nil, lower)})
@@ -106,11 +130,16 @@ func (e *Engine) fillAbsence(stop <-chan struct{}) {
 		case key[groupPrefixBytes] > groupState:
 			ok = it.SeekGE(appendGroupPrefix(nil, g+1))
 		default:
-			e.absence.add(key)
+			row, err := it.ValueAndErr()
+			if err != nil {
+				return
+			}
+			e.noteState(key, rowCovers(row))
 			ok = it.Next()
 		}
 	}
 	if it.Error() == nil && e.health.stopped() == nil {
 		e.absence.complete.Store(true)
+		e.covering.complete.Store(true)
 	}
 }

@@ -34,6 +34,7 @@ type Engine struct {
 	trees    trees
 	installs installCounts
 	absence  *absence
+	covering *absence
 
 	closed   atomic.Bool
 	pressure pressureGauge
@@ -122,7 +123,7 @@ func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, 
 		return nil, openError(dir, err)
 	}
 	e := &Engine{dir: dir, cfg: cfg, fs: deps.FS, db: db, lock: lock, health: h, stats: st, settle: settlerOf(deps.FS)}
-	e.absence = newAbsence(cfg.CacheBytes)
+	e.absence, e.covering = newAbsence(cfg.CacheBytes), newAbsence(cfg.CacheBytes/coveringShare)
 	e.options = cfg.options()
 	e.options.EnsureDefaults()
 	e.pressure.since = time.Now()

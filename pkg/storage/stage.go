@@ -91,7 +91,7 @@ func (s *Stage) set(key, row []byte) error {
 		}
 	}
 	if key[groupPrefixBytes] == groupState {
-		s.e.absence.add(key)
+		s.e.noteState(key, rowCovers(row))
 	}
 	if err := s.table.Set(key, row); err != nil {
 		return s.failed(err)
