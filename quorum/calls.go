@@ -16,14 +16,17 @@ type calls struct {
 	// mu guards the fields below.
 	mu         sync.Mutex
 	perReplica map[kv.NodeID]int
-	total      int
-	stopped    bool
+	// ended counts the calls of each replica that were answered or failed.
+	ended   map[kv.NodeID]uint64
+	looks   map[kv.NodeID]look
+	total   int
+	stopped bool
 	// idle is closed when stopped is set and total is 0.
 	idle chan struct{}
 }
 
 func newCalls(perReplicaMax int) *calls {
-	return &calls{perReplicaMax: perReplicaMax, perReplica: make(map[kv.NodeID]int), idle: make(chan struct{})}
+	return &calls{perReplicaMax: perReplicaMax, perReplica: make(map[kv.NodeID]int), ended: make(map[kv.NodeID]uint64), looks: make(map[kv.NodeID]look), idle: make(chan struct{})}
 }
 
 // begin counts a call to the node. It returns false, and the call must not be made, when too many are outstanding or
@@ -44,10 +47,35 @@ func (c *calls) end(node kv.NodeID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.perReplica[node]--
+	c.ended[node]++
 	c.total--
 	if c.stopped && c.total == 0 {
 		close(c.idle)
 	}
+}
+
+// look is what was known of a replica's calls when somebody last asked whether it is silent.
+type look struct {
+	at      time.Time
+	ended   uint64
+	waiting bool
+}
+
+// silentAfter is how long a replica may leave all calls to it unanswered before it is taken to be silent.
+const silentAfter = 50 * time.Millisecond
+
+// silent reports whether the replica has answered nothing for a while although it was asked. It compares what it sees with what
+// it saw when it was last asked, so that calls, of which there are many, need not look at the time.
+func (c *calls) silent(node kv.NodeID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := look{at: time.Now(), ended: c.ended[node], waiting: c.perReplica[node] > 0}
+	last := c.looks[node]
+	if last.waiting && now.waiting && now.ended == last.ended {
+		return now.at.Sub(last.at) > silentAfter
+	}
+	c.looks[node] = now
+	return false
 }
 
 // stop refuses further calls and returns a channel that is closed once none is outstanding.

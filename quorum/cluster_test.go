@@ -184,6 +184,10 @@ func (n *testNode) start() {
 		Alive: alive, Hints: n.hints,
 		Leader: func(kv.PartitionID) kv.NodeID { return n.c.leads },
 		Forward: func(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error) {
+			if n.c.link(n.id, to).swallow {
+				<-ctx.Done()
+				return kv.Response{}, kv.Errorf(kv.CodeDeadlineExceeded, "no answer in time").WithOutcome(kv.OutcomeUnknown)
+			}
 			return n.c.node(to).coord.Do(ctx, n.c.call(r, kv.Quorum{}))
 		},
 	})

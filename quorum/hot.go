@@ -71,12 +71,15 @@ func (c *Coordinator) leads(call *Call) bool {
 	return c.deps.Leader != nil && c.deps.Leader(call.Partition) == c.deps.Self
 }
 
-// handOver has the leader coordinate the write. It returns false when the leader did nothing.
+// handOver has the leader coordinate the write. It returns false when the leader did nothing. What was handed to a leader that
+// does not answer is lost to this node: the leader may yet make the write, so that nobody else may. Hence a leader that is silent
+// is handed nothing.
 func (c *Coordinator) handOver(ctx context.Context, call *Call, resume []byte) (kv.Response, bool, error) {
 	leader, ok := c.otherLeader(call)
-	if !ok {
+	if !ok || c.calls.silent(leader) || !c.calls.begin(leader) {
 		return kv.Response{}, false, nil
 	}
+	defer c.calls.end(leader)
 	r := *call.Request
 	r.Resume = resume
 	c.metrics.handedOver.Inc()

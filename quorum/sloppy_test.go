@@ -3,6 +3,7 @@ package quorum
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -141,6 +142,37 @@ func TestWriteOfAHotKeyFromManyCoordinatorsIsNeverOutrunForGood(t *testing.T) {
 			time.Sleep(10 * time.Second)
 		})
 	}
+}
+
+// A leader that falls silent costs the writes of a hot key that it was just handed, and no others.
+func TestHotKeyIsWrittenOnWhileItsLeaderIsSilent(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		c.leads = 3
+		c.node(1).coord.hot.add([]byte("hot"), time.Hour)
+		_, err := c.put(1, "hot", "0", nil, 2)
+		require.NoError(t, err)
+		require.Positive(t, c.node(1).metric("kvstore_quorum_leader_writes_total", ""), "the leader was handed it")
+		for _, from := range []kv.NodeID{1, 2} {
+			c.setLink(from, 3, link{swallow: true})
+		}
+		var all sync.WaitGroup
+		var lost atomic.Int64
+		for i := range 100 {
+			all.Go(func() {
+				if _, err := c.put(1, "hot", fmt.Sprint(i), nil, 2); err != nil {
+					lost.Add(1)
+				}
+			})
+			within(t, 10*time.Millisecond, func() {
+				_, err := c.put(1, "hot", "alone", nil, 1)
+				require.NoError(t, err, "a write of one replica waits for no other")
+			})
+			time.Sleep(10 * time.Millisecond)
+		}
+		all.Wait()
+		require.LessOrEqual(t, lost.Load(), int64(1+silentAfter/(10*time.Millisecond)))
+		time.Sleep(10 * time.Second)
+	})
 }
 
 // The write that the leader goes on with is the one that was begun: it is there once, under its first id.

@@ -50,7 +50,8 @@ func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error
 			return kv.Response{}, err
 		}
 	}
-	if c.hot.has(r.Key) {
+	// A write that this node alone may acknowledge is refused by nobody, and must not wait for anybody.
+	if call.Quorum.W > 1 && c.hot.has(r.Key) {
 		if res, done, err := c.handOver(ctx, call, nil); done {
 			return res, err
 		}
