@@ -73,6 +73,10 @@ test-race: ## Run the tests of the concurrent packages under the race detector
 test-sim: ## Run the simulated cluster on SIM_SEEDS seeds
 	CAPROCK_SIM_SEEDS=$(SIM_SEEDS) go test -count=1 -timeout 30m ./pkg/sim/...
 
+.PHONY: availability
+availability: ## Print what each level goes on doing while one of three nodes is cut off (a minute)
+	CAPROCK_SIM_SEEDS=24 go test -count=1 -run '^TestAvailabilityOfEachLevelOverAPartition$$' -v ./pkg/sim | grep '|'
+
 .PHONY: mutants
 mutants: ## Build each planted bug and simulate until it is caught (minutes; MUTANTS="name name" for some)
 	go run ./cmd/mutants $(MUTANTS)

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/node"
@@ -57,6 +56,8 @@ type Cluster struct {
 	names  []string
 	watch  *watcher
 	trap   trap
+	// counters are those of all lives of all nodes.
+	counters counters
 	// stopWatching ends the comparison of states, which has ended once watching is closed.
 	stopWatching, watching chan struct{}
 }
@@ -172,7 +173,7 @@ func (c *Cluster) Start(ctx context.Context, i int) error {
 	late := newLateFS(in.disk, &in.pace)
 	faults := storage.NewFaultFS(late)
 	n, err := node.New(cfg, node.Deps{
-		Logger: c.opts.Logger.With("node", in.name), Registerer: prometheus.NewRegistry(),
+		Logger: c.opts.Logger.With("node", in.name), Registerer: c.counters.register(),
 		Rand: rand.New(rand.NewPCG(c.rand.Uint64(), c.rand.Uint64())), FS: faults,
 		WallNow:         in.wallNow,
 		Wire:            func(node.Resolver) (transport.Wire, error) { return c.net.Wire(in.id), nil },

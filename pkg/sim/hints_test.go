@@ -174,9 +174,19 @@ func TestReplicasConvergeAlthoughHintsWereDropped(t *testing.T) {
 		require.NoError(t, c.Start(ctx, 2))
 		waitReady(t, ctx, c, Convergence)
 		requireEqualReplicas(t, ctx, c)
-		res, err := c.Execute(ctx, 2, &kv.Request{Op: kv.OpGet, Level: kv.LevelLocal, Key: []byte("k077")})
+		for i := range 200 {
+			res, err := c.Execute(ctx, 2, &kv.Request{Op: kv.OpGet, Level: kv.LevelLocal, Key: fmt.Appendf(nil, "k%03d", i)})
+			require.NoError(t, err)
+			require.True(t, res.Found)
+		}
+		totals, err := c.Totals("kvstore_hints_queued_total", "kvstore_hints_dropped_total=bytes", "kvstore_hints_dropped_total=age",
+			"kvstore_antientropy_exchanges_total=repaired")
 		require.NoError(t, err)
-		require.True(t, res.Found)
+		kept, over, old := totals["kvstore_hints_queued_total"], totals["kvstore_hints_dropped_total=bytes"], totals["kvstore_hints_dropped_total=age"]
+		require.Equal(t, 200.0, kept+over, "each write that the node missed was hinted, or dropped and counted: %v", totals)
+		require.Equal(t, kept, old, "each hint grew too old, and was counted: %v", totals)
+		require.Positive(t, over)
+		require.Positive(t, totals["kvstore_antientropy_exchanges_total=repaired"])
 	})
 }
 

@@ -167,6 +167,9 @@ func deletedWhileAway(t *testing.T, ctx context.Context, c *Cluster, keys int) {
 	}
 	time.Sleep(20 * time.Second)
 	require.Len(t, eventualRows(t, c, 0), keys, "nothing is collected while a replica is away")
+	old, err := c.Total("kvstore_hints_dropped_total", "age")
+	require.NoError(t, err)
+	require.Equal(t, float64(keys), old, "no store of hints keeps any for as long")
 	require.NoError(t, c.Start(ctx, 2))
 	limit, cancel := context.WithTimeout(ctx, Convergence)
 	defer cancel()

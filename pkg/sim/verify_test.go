@@ -43,14 +43,29 @@ type verified struct {
 	lane uint64
 	// tune changes the configuration of the nodes; nil for none.
 	tune func(*node.Config)
+	// ahead is how far ahead clocks are set; 0 leaves it to the workload.
+	ahead time.Duration
+	// quorum goes with eventual operations; zero leaves it to the cluster, whose reads and writes overlap.
+	quorum kv.Quorum
+	// involved are the counters, as Totals spells them, that must have counted something by the end of many runs.
+	involved []string
+	// slow: a run takes so long that one seed has to do unless many are asked for.
+	slow bool
 }
+
+// runsMany is from how many runs on each part that should be involved must have been.
+const runsMany = 10
 
 // seeds returns the seeds of this kind of run. They share the seeds, as each run takes seconds: 200 are 20 a kind, and a few
 // are two a kind at least.
 func (v verified) seeds() []uint64 {
 	all := seeds()
 	if len(all) < 2*lanes {
-		return all[:min(2, len(all))]
+		most := 2
+		if v.slow {
+			most = 1
+		}
+		return all[:min(most, len(all))]
 	}
 	var out []uint64
 	for i := int(v.lane) % lanes; i < len(all); i += lanes {
@@ -70,7 +85,10 @@ func (v verified) strongOnly() bool {
 
 // aheadMax bounds how far ahead clocks are set: runs with eventual writes have to wait for the others to come there.
 func (v verified) aheadMax() time.Duration {
-	if v.strongOnly() {
+	switch {
+	case v.ahead > 0:
+		return v.ahead
+	case v.strongOnly():
 		return skewMax
 	}
 	return 20 * time.Second
@@ -83,11 +101,13 @@ type outcome struct {
 	fired     map[Fault]int
 	converged time.Duration
 	lasted    time.Duration // simulated
+	totals    map[string]float64
 }
 
 // run lets the workload run under the nemesis, mends everything, waits for convergence and checks the history.
 func (v verified) run(t *testing.T) {
-	for _, seed := range v.seeds() {
+	totals, runs := map[string]float64{}, v.seeds()
+	for _, seed := range runs {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			drawn := seed<<8 | v.lane
 			plan, err := Scenario{
@@ -119,7 +139,14 @@ func (v verified) run(t *testing.T) {
 			t.Logf("%d operations, %d unknown, faults %v, converged after %s; %.1fs simulated in %.1fs: %.0f times as fast",
 				report.Operations, report.Unknown, out.fired, out.converged, out.lasted.Seconds(), took.Seconds(),
 				out.lasted.Seconds()/took.Seconds())
+			for _, name := range v.involved {
+				t.Logf("%s %v", name, out.totals[name])
+				totals[name] += out.totals[name]
+			}
 		})
+	}
+	for _, name := range v.involved {
+		require.True(t, len(runs) < runsMany || t.Failed() || totals[name] > 0, "%s counted nothing in %d runs: they prove nothing of it", name, len(runs))
 	}
 }
 
@@ -128,7 +155,8 @@ func (v verified) make(t *testing.T, ctx context.Context, c *Cluster, plan Plan,
 	began := time.Now()
 	cfg := verify.DefaultConfig(v.workload)
 	cfg.Interval = 20 * time.Millisecond
-	cfg.Overlap = true // the cluster's quorums are N=3, R=2, W=2
+	cfg.Quorum = v.quorum
+	cfg.Overlap = v.quorum == kv.Quorum{} // the cluster's quorums are N=3, R=2, W=2
 	w, err := verify.NewWorkload(cfg, rand.New(rand.NewPCG(drawn, 11)))
 	require.NoError(t, err)
 	for _, p := range w.Policies() {
@@ -167,7 +195,9 @@ func (v verified) make(t *testing.T, ctx context.Context, c *Cluster, plan Plan,
 	finish, stop := context.WithTimeout(ctx, 30*time.Second)
 	defer stop()
 	require.NoError(t, w.Finish(finish, target, h))
-	return &outcome{workload: w, history: h, fired: fired, converged: converged, lasted: time.Since(began)}
+	totals, err := c.Totals(v.involved...)
+	require.NoError(t, err)
+	return &outcome{workload: w, history: h, fired: fired, converged: converged, lasted: time.Since(began), totals: totals}
 }
 
 func TestStrongRegistersAreLinearizableUnderFaults(t *testing.T) {
