@@ -170,7 +170,8 @@ func TestHotKeyIsWrittenOnWhileItsLeaderIsSilent(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		all.Wait()
-		require.LessOrEqual(t, lost.Load(), int64(1+silentAfter/(10*time.Millisecond)))
+		// It is found out by the second write that looks, and a while later.
+		require.LessOrEqual(t, lost.Load(), int64(4+silentAfter/(10*time.Millisecond)))
 		time.Sleep(10 * time.Second)
 	})
 }
