@@ -11,7 +11,8 @@ import (
 
 // Kinds of request. Each is answered by its own kind of reply, which carries no tag.
 const (
-	// askRoot carries the digest of a tree; the answer is empty when it is the peer's too, else the digests of its groups.
+	// askRoot carries the digest of a tree; the answer begins with the peer's standing, and has the digests of the tree's groups
+	// unless the peer's tree is the same.
 	askRoot = 1 + iota
 	// askNodes carries a salt and a set of groups; the answer has the digests of their nodes.
 	askNodes

@@ -33,11 +33,18 @@ type exchange struct {
 	carried int
 	// lagging is the first error of a merge, which does not end the exchange.
 	lagging error
-	peer    standing
+	// peer is the peer's standing, healthy only if it was in each answer.
+	peer standing
+	// losses is how often rows had been lost here when the exchange began; union that it takes what is from before the
+	// watermark also from a replica that heals.
+	losses uint64
+	union  bool
 }
 
 func (s *Service) newExchange(o Owned, to kv.NodeID) *exchange {
-	return &exchange{Service: s, o: o, to: to, salted: s.salt()}
+	x := &exchange{Service: s, o: o, to: to, salted: s.salt(), losses: s.deps.Engine.Losses(o.Partition)}
+	x.union = s.healingBy(o.Partition, x.losses).union
+	return x
 }
 
 // run compares and repairs. Only nil says that everything that both held when it was called is on both.
@@ -80,7 +87,10 @@ func (x *exchange) nodes(ctx context.Context) ([]int, error) {
 		return nil, err
 	}
 	reply, err := x.ask(ctx, appendSums(x.request(askRoot), []uint64{rootDigest(own)}))
-	if err != nil || len(reply) == 0 {
+	if err != nil {
+		return nil, err
+	}
+	if x.peer, reply, err = decodeStanding(reply); err != nil || len(reply) == 0 {
 		return nil, err
 	}
 	theirs, err := decodeSums(reply, groups)
@@ -246,10 +256,12 @@ func (x *exchange) send(ctx context.Context, keys [][]byte) error {
 // merge merges what the peer sent. A replica that heals also gives up what the peer has been without since before the
 // peer's watermark.
 func (x *exchange) merge(ctx context.Context, m merged) error {
+	m.from.healthy = m.from.healthy && x.peer.healthy
 	x.peer = m.from
 	x.received += len(m.sets)
-	err := x.mergeAll(ctx, x.o, m.from, m.sets)
-	if err == nil && m.from.healthy && x.deps.Engine.State().Repair(x.o.Partition).Healing {
+	own := x.deps.Engine.State().Repair(x.o.Partition)
+	err := x.mergeAll(ctx, x.o, x.union && own.Healing || m.from.healthy && m.from.committed >= own.Committed, m.sets)
+	if err == nil && m.from.healthy && own.Healing {
 		err = x.forAll(len(m.sets), func(i int) error {
 			return x.deps.Replica.Renounce(ctx, x.o.Partition, m.sets[i].key, m.sets[i].set, m.from.committed)
 		})

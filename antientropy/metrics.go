@@ -55,12 +55,16 @@ func newMetrics(s *Service) *metrics {
 				}
 				return (time.Duration(now.Millis()-st.Watermark.Millis()) * time.Millisecond).Seconds()
 			}),
-		gauge("kvstore_antientropy_healing", "1 while a replica here has lost rows and waits for those of others.",
-			func(st Status) float64 {
-				if st.Healing {
-					return 1
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "kvstore_healing_partitions",
+			Help: "Partitions of which rows were lost here: until those were asked back, this replica counts as no acknowledgement and no answer.",
+		}, func() (n float64) {
+			for _, o := range s.deps.Owned() {
+				if s.deps.Engine.Healing(o.Partition) {
+					n++
 				}
-				return 0
-			}))
+			}
+			return n
+		}))
 	return m
 }

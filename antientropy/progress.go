@@ -13,10 +13,9 @@ type progress struct {
 	began time.Time
 	// compared is when the last whole exchange with each other owner began.
 	compared map[kv.NodeID]time.Time
-	// healingSince is when the replica was found to heal, the zero time when it does not.
-	healingSince time.Time
-	// trusted says that one of the exchanges since then was with a replica that has lost nothing and is as far.
-	trusted bool
+	healing  healing
+	// mending is how many are taking hashes of lost rows away.
+	mending int
 	// collected is the watermark behind which everything was collected.
 	collected causal.HLC
 	scrubbed  time.Time
@@ -34,28 +33,15 @@ func (s *Service) of(p kv.PartitionID) *progress {
 
 // note notes a whole exchange that began at the time.
 func (s *Service) note(x *exchange, began time.Time) {
+	s.catchUp(x.o.Partition, x.peer)
 	own := s.deps.Engine.State().Repair(x.o.Partition)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.of(x.o.Partition)
 	g.compared[x.to] = began
-	if own.Committed == 0 || x.peer.healthy && x.peer.committed >= own.Committed {
-		g.trusted = true
+	if g.healing.losses == x.losses && g.healing.union == x.union {
+		g.healing.met(x.to, x.peer.healthy, x.peer.committed >= own.Committed)
 	}
-}
-
-// beginHealing notes that rows of the partition were lost. What was compared before says nothing any more.
-func (s *Service) beginHealing(p kv.PartitionID) error {
-	if err := s.deps.Engine.ChangeRepair(p, healing); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	g := s.of(p)
-	clear(g.compared)
-	g.trusted, g.healingSince = false, time.Now()
-	s.mu.Unlock()
-	s.hurry()
-	return nil
 }
 
 // Status is the repair of one partition as this node sees it.

@@ -22,8 +22,6 @@ const (
 	suspectPause = 2 * time.Minute
 )
 
-func healing(r *storage.RepairState) { r.Healing = true }
-
 // scrub checks the rows of every partition against its tree: all partitions in turn, and at once those that are suspected.
 func (s *Service) scrub(ctx context.Context) error {
 	for _, o := range s.deps.Owned() { // what an earlier life left half done
@@ -164,26 +162,27 @@ func (s *Service) handle(ctx context.Context, o Owned, c *storage.SiblingsCheck)
 		s.damaged(p, max(1, len(c.Lost)), "a block cannot be read")
 		return s.replace(ctx, o)
 	}
-	if len(c.Lost) > 0 || c.TreeDamaged {
-		s.damaged(p, max(1, len(c.Lost)), "rows are missing or are others than were written")
-		if err := s.beginHealing(p); err != nil {
-			return err
+	rewrite := func() error {
+		if c.TreeDamaged {
+			if err := s.deps.Engine.RefoldTree(p); err != nil {
+				return err
+			}
 		}
+		keys := append(c.Lost, c.Unindexed...)
+		return s.forAll(len(keys), func(i int) error { return s.deps.Replica.Rewrite(ctx, p, keys[i]) })
 	}
-	if c.TreeDamaged {
-		if err := s.deps.Engine.RefoldTree(p); err != nil {
-			return err
-		}
+	if len(c.Lost) == 0 && !c.TreeDamaged {
+		return rewrite()
 	}
-	keys := append(c.Lost, c.Unindexed...)
-	return s.forAll(len(keys), func(i int) error { return s.deps.Replica.Rewrite(ctx, p, keys[i]) })
+	s.damaged(p, max(1, len(c.Lost)), "rows are missing or are others than were written")
+	return s.mend(p, rewrite)
 }
 
 // replace takes all rows of a partition away and puts back those that can be read: the damaged block lies below them, and
 // no scan gets past it. Meanwhile the replica answers nobody.
 func (s *Service) replace(ctx context.Context, o Owned) error {
 	p, e := o.Partition, s.deps.Engine
-	if err := s.beginHealing(p); err != nil {
+	if err := s.Heal(p); err != nil {
 		return err
 	}
 	if err := e.ChangeRepair(p, func(r *storage.RepairState) { r.Quarantined = true }); err != nil {
@@ -193,6 +192,9 @@ func (s *Service) replace(ctx context.Context, o Owned) error {
 		return err
 	}
 	if err := e.ReplaceSiblings(ctx, p); err != nil {
+		return err
+	}
+	if err := s.Heal(p); err != nil { // what was compared before the rows were taken away says nothing
 		return err
 	}
 	if err := e.ChangeRepair(p, func(r *storage.RepairState) { r.Quarantined = false }); err != nil {
@@ -243,22 +245,4 @@ func (s *Service) resume(ctx context.Context, o Owned) {
 		s.deps.Logger.Warn("the repair of damaged rows could not be resumed", "partition", o.Partition, "error", err)
 		s.Suspect(o.Partition)
 	}
-}
-
-// healed ends the healing of a partition once enough of its other replicas were compared with it whole: so many that every
-// write which a majority holds was met.
-func (s *Service) healed(o Owned) {
-	need := min(len(o.Owners)-1, len(o.Owners)-kv.Majority(len(o.Owners))+1)
-	s.mu.Lock()
-	g := s.of(o.Partition)
-	if len(g.compared) < need || !g.trusted && need > 0 {
-		s.mu.Unlock()
-		return
-	}
-	s.mu.Unlock()
-	if err := s.deps.Engine.ChangeRepair(o.Partition, func(r *storage.RepairState) { r.Healing = false }); err != nil {
-		s.deps.Logger.Warn("the end of a repair could not be written", "partition", o.Partition, "error", err)
-		return
-	}
-	s.deps.Logger.Info("a replica that had lost rows has been repaired", "partition", o.Partition)
 }

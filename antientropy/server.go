@@ -22,9 +22,8 @@ import (
 const mergesMax = 256
 
 // mergeAll merges the sets into this node's replica and returns once all of them are durable. A set that cannot be merged
-// does not keep the others from it.
-func (s *Service) mergeAll(ctx context.Context, o Owned, from standing, sets []keySet) error {
-	heals := from.healthy && from.committed >= s.deps.Engine.State().Repair(o.Partition).Committed
+// does not keep the others from it. heals is as in Replica.Merge.
+func (s *Service) mergeAll(ctx context.Context, o Owned, heals bool, sets []keySet) error {
 	return s.forAll(len(sets), func(i int) error {
 		if sets[i].set.IsZero() {
 			return nil
@@ -59,6 +58,7 @@ func (s *Service) Handle(ctx context.Context, from kv.NodeID, payload []byte) ([
 	if s.deps.Engine.State().Repair(o.Partition).Quarantined {
 		return nil, fmt.Errorf("%w: partition %d", ErrQuarantined, o.Partition)
 	}
+	s.catchUp(o.Partition, h.from)
 	switch h.kind {
 	case askRoot:
 		return s.answerRoot(ctx, o, body)
@@ -93,6 +93,18 @@ func (s *Service) standing(p kv.PartitionID) standing {
 	return standing{committed: r.Committed, healthy: !r.Healing}
 }
 
+// catchUp raises the watermark to another replica's. Where one has set it the protocol had come to its end, and only the
+// message was lost that says so: otherwise a replica that heals, and so holds back the next watermark, might wait for ever for
+// one that is as far as itself.
+func (s *Service) catchUp(p kv.PartitionID, theirs standing) {
+	if theirs.committed <= s.deps.Engine.State().Repair(p).Committed {
+		return
+	}
+	if err := s.commit(p, theirs.committed); err != nil {
+		s.deps.Logger.Debug("another replica is ahead with its repair watermark", "partition", p, "error", err)
+	}
+}
+
 // digests returns the digests of the partition's tree. A tree that cannot be read is looked into.
 func (s *Service) digests(ctx context.Context, p kv.PartitionID) (*storage.TreeDigests, error) {
 	t, err := s.deps.Engine.Digests(ctx, p)
@@ -109,10 +121,14 @@ func (s *Service) answerRoot(ctx context.Context, o Owned, body []byte) ([]byte,
 		return nil, r.err
 	}
 	own, err := s.digests(ctx, o.Partition)
-	if err != nil || rootDigest(own) == theirs {
+	if err != nil {
 		return nil, err
 	}
-	return appendSums(nil, groupDigests(own)), nil
+	out := s.standing(o.Partition).append(nil)
+	if rootDigest(own) == theirs {
+		return out, nil
+	}
+	return appendSums(out, groupDigests(own)), nil
 }
 
 func (s *Service) answerNodes(ctx context.Context, o Owned, body []byte) ([]byte, error) {
@@ -243,7 +259,8 @@ func (s *Service) answerMerge(ctx context.Context, o Owned, from standing, body 
 		return nil, err
 	}
 	// A set that cannot be merged, one from the future say, must not keep back those behind it.
-	failed := s.mergeAll(ctx, o, from, arrived)
+	heals := from.healthy && from.committed >= s.deps.Engine.State().Repair(o.Partition).Committed
+	failed := s.mergeAll(ctx, o, heals, arrived)
 	if failed != nil {
 		s.deps.Logger.Debug("a set of a peer could not be merged", "partition", o.Partition, "error", failed)
 	}

@@ -75,8 +75,8 @@ func TestWatermarkIsSoundWhicheverMessageIsLost(t *testing.T) {
 func TestWatermarkWaitsForEveryReplica(t *testing.T) {
 	for name, hinder := range map[string]func(g []*replica){
 		"one is away":        func(g []*replica) { g[2].down.Store(true) },
-		"one has lost rows":  func(g []*replica) { require.NoError(t, g[2].engine.ChangeRepair(0, healing)) },
-		"the first has lost": func(g []*replica) { require.NoError(t, g[0].engine.ChangeRepair(0, healing)) },
+		"one has lost rows":  func(g []*replica) { require.NoError(t, g[2].engine.BeginHealing(0)) },
+		"the first has lost": func(g []*replica) { require.NoError(t, g[0].engine.BeginHealing(0)) },
 		"one is quarantined": func(g []*replica) {
 			require.NoError(t, g[1].engine.ChangeRepair(0, func(r *storage.RepairState) { r.Quarantined = true }))
 		},

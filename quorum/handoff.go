@@ -29,6 +29,15 @@ func (o *writeOp) missed(attempt int, replica kv.NodeID) handoff {
 	return o.turnTo(replica)
 }
 
+// spare has a sloppy write turn to another node in the place of a replica that has taken the attempt and does not count.
+// o.mu must be held.
+func (o *writeOp) spare(attempt int, replica kv.NodeID) handoff {
+	if len(o.fallbacks) == o.fallen || o.answered {
+		return handoff{} // it needs no hint
+	}
+	return o.missed(attempt, replica)
+}
+
 // turnTo returns who is to keep the set for the replica. o.mu must be held.
 func (o *writeOp) turnTo(replica kv.NodeID) handoff {
 	h := handoff{replica: replica, attempt: o.vote.attempt, set: o.set, dot: o.dot, until: o.until}

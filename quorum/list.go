@@ -120,8 +120,11 @@ func (s *scanOp) run(ctx context.Context) (parts []ScanReply, from []kv.NodeID, 
 		}
 		select {
 		case a := <-answers:
+			if a.err == nil && a.reply.Healing && !s.call.takesHealing() {
+				a.err = errUncounted(s.ask.Partition, a.node)
+			}
 			if a.err != nil {
-				s.cause = a.err
+				s.cause = clearest(s.cause, a.err)
 				s.plan.failed(a.node)
 				start(s.plan.rest())
 				continue

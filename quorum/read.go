@@ -63,6 +63,9 @@ func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error)
 	}
 	if call.Quorum.R == 1 && !sampled {
 		reply, err := c.deps.Store.Read(call.readRequest())
+		if err == nil && reply.Healing && !call.takesHealing() {
+			err = errUncounted(call.Partition, c.deps.Self)
+		}
 		if err == nil {
 			return c.answer(call, &versions{hasStrong: reply.HasStrong, strong: reply.Strong, set: reply.Set}, nodes[:1])
 		}
@@ -82,6 +85,12 @@ func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error)
 		}
 	}
 	return o.run(ctx)
+}
+
+// takesHealing reports whether the answer of a replica that has lost rows will do: at level local, which asks for what this
+// replica has.
+func (call *Call) takesHealing() bool {
+	return call.Request.Level == kv.LevelLocal || mutant.Planted == mutant.HealingCounted
 }
 
 func (call *Call) readRequest() ReadRequest {
@@ -147,6 +156,9 @@ const latencyFailed = 50 * time.Millisecond
 
 // report takes one replica's answer.
 func (o *readOp) report(node kv.NodeID, reply ReadReply, err error) {
+	if err == nil && reply.Healing && !o.call.takesHealing() {
+		err = errUncounted(o.call.Partition, node)
+	}
 	o.mu.Lock()
 	switch {
 	case o.answered:
@@ -174,7 +186,7 @@ func (o *readOp) count(node kv.NodeID, reply ReadReply, err error) {
 		return
 	}
 	o.plan.failed(node)
-	o.cause = err
+	o.cause = clearest(o.cause, err)
 	if stale, ok := errors.AsType[*StaleEpochError](err); ok && (o.stale == nil || stale.Epoch > o.stale.Epoch) {
 		o.stale = stale
 	}

@@ -46,6 +46,9 @@ func (w WriteRequest) IsRepair() bool { return w.New == causal.Dot{} }
 type WriteReply struct {
 	// Accepted means that the attempt is durable here, or that something durable here already covers it.
 	Accepted bool
+	// Healing says of an attempt that was accepted that the replica has lost rows: it has stored the attempt, which counts for
+	// nothing, because what it would have refused the attempt for may be among them.
+	Healing bool
 	// Highest says why a refused attempt was refused: a new attempt must be stamped above it.
 	Highest causal.Stamp
 	// Base is the last log position appended at the replica that refused. It was really appended there, so that a restamp
@@ -65,6 +68,8 @@ type ReadReply struct {
 	HasStrong bool
 	Strong    storage.Strong
 	Set       causal.SiblingSet
+	// Healing says that the replica has lost rows, so that it may lack what it has acknowledged.
+	Healing bool
 }
 
 // Committer makes writes durable: fill is called once, on the committer's own goroutine, to encode into its next batch,

@@ -35,6 +35,8 @@ type ScanRow struct {
 type ScanReply struct {
 	Rows []ScanRow
 	More bool
+	// Healing is as in ReadReply.
+	Healing bool
 }
 
 // scanned is a key as several parts of a listing show it together.
@@ -107,7 +109,8 @@ func (p *scanPart) take(key []byte, r ReadReply) bool {
 
 // Scan returns what this replica holds of the keys that are asked for.
 func (s *Store) Scan(r ScanRequest) (ScanReply, error) {
-	if s.deps.State.Repair(r.Partition).Quarantined {
+	before := s.deps.State.Repair(r.Partition)
+	if before.Quarantined {
 		return ScanReply{}, errQuarantined(r.Partition)
 	}
 	now, err := s.deps.Clock.Now()
@@ -139,7 +142,11 @@ func (s *Store) Scan(r ScanRequest) (ScanReply, error) {
 		return ScanReply{}, err
 	}
 	page, more := mergeScans([]ScanReply{parts[0].ScanReply, parts[1].ScanReply}, r.Limit)
-	out := ScanReply{Rows: make([]ScanRow, len(page)), More: more}
+	after := s.deps.State.Repair(r.Partition)
+	if after.Quarantined {
+		return ScanReply{}, errQuarantined(r.Partition)
+	}
+	out := ScanReply{Rows: make([]ScanRow, len(page)), More: more, Healing: before.Healing || after.Healing}
 	for i := range page {
 		v := &page[i]
 		out.Rows[i] = ScanRow{v.key, ReadReply{HasStrong: v.hasStrong, Strong: v.strong, Set: v.set}}

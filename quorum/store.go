@@ -78,7 +78,8 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 
 // Read returns what this replica holds of the key.
 func (s *Store) Read(r ReadRequest) (ReadReply, error) {
-	if s.deps.State.Repair(r.Partition).Quarantined {
+	before := s.deps.State.Repair(r.Partition)
+	if before.Quarantined {
 		return ReadReply{}, errQuarantined(r.Partition)
 	}
 	set, _, err := s.deps.State.Siblings(r.Partition, r.Key)
@@ -101,7 +102,12 @@ func (s *Store) Read(r ReadRequest) (ReadReply, error) {
 		}
 		strong = expired(strong, now)
 	}
-	return ReadReply{HasStrong: found, Strong: strong, Set: set}, nil
+	// Whoever takes rows away says so before.
+	after := s.deps.State.Repair(r.Partition)
+	if after.Quarantined {
+		return ReadReply{}, errQuarantined(r.Partition)
+	}
+	return ReadReply{HasStrong: found, Strong: strong, Set: set, Healing: before.Healing || after.Healing}, nil
 }
 
 // Write merges the request's set into this replica's and calls done once: with Accepted after the result is durable,
@@ -121,10 +127,11 @@ func (s *Store) write(w WriteRequest, heals bool, done func(WriteReply, error)) 
 		done(WriteReply{}, err)
 		return
 	}
-	durable := func(err error) { done(WriteReply{Accepted: err == nil}, err) }
 	e.stripe.mu.Lock()
 	v.set = e.load(v.set)
 	v.repair = s.deps.State.Repair(w.Partition)
+	stored := WriteReply{Accepted: true, Healing: v.repair.Healing}
+	durable := func(err error) { reportStored(stored, err, done) }
 	if v.repair.Quarantined {
 		e.leave()
 		e.stripe.mu.Unlock()
@@ -169,9 +176,19 @@ func (s *Store) write(w WriteRequest, heals bool, done func(WriteReply, error)) 
 		_ = s.pending.offer(c)
 	case verdict == verdictRefused:
 		done(WriteReply{Highest: v.refusal(), Base: s.deps.Positions(w.Partition.Group())}, nil)
+	case verdict == verdictCovered:
+		done(WriteReply{Accepted: true}, nil) // the strong lane has lost nothing
 	case !waiting:
-		done(WriteReply{Accepted: true}, nil)
+		done(stored, nil)
 	}
+}
+
+// reportStored reports what became of an attempt that was to be stored.
+func reportStored(stored WriteReply, err error, done func(WriteReply, error)) {
+	if err != nil {
+		stored = WriteReply{}
+	}
+	done(stored, err)
 }
 
 // check refuses what no coordinator sends and what a clock that is wrong has stamped.
@@ -264,7 +281,9 @@ type placed struct {
 // place stamps the draft above everything held or seen, puts it on top of what this replica holds and hands it to the
 // committer. done is called once that is durable or has failed, unless place itself returns an error or covered: then
 // nothing of this attempt is held here, and done is never called or has been called with the same error.
-func (s *Store) place(self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(error)) (placed, error) {
+func (s *Store) place(
+	self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(WriteReply, error),
+) (placed, error) {
 	e, v, err := s.open(p, key)
 	defer s.close(e)
 	if err != nil {
@@ -303,7 +322,7 @@ func (s *Store) place(self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r 
 
 // tryPlace makes one try with one reading of the clock.
 func (s *Store) tryPlace(
-	e *entry, v *versions, d *draft, dot causal.Dot, p kv.PartitionID, r Resolver, done func(error),
+	e *entry, v *versions, d *draft, dot causal.Dot, p kv.PartitionID, r Resolver, done func(WriteReply, error),
 ) (placed, *commit, placement, error) {
 	base := s.deps.Positions(p.Group())
 	e.stripe.mu.Lock()
@@ -318,7 +337,8 @@ func (s *Store) tryPlace(
 	if how != placementMade {
 		return placed{}, nil, how, err
 	}
-	return placed{set: set, dot: dot, found: v.live(r)}, e.put(set, done), how, nil
+	stored := WriteReply{Accepted: true, Healing: v.repair.Healing}
+	return placed{set: set, dot: dot, found: v.live(r)}, e.put(set, func(err error) { reportStored(stored, err, done) }), how, nil
 }
 
 // observe makes the clock's next readings higher than t, which was seen in a version.

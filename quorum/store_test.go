@@ -133,7 +133,7 @@ func TestMergesRacingFromManyGoroutinesLoseNothing(t *testing.T) {
 				}
 				done := make(chan error, 1)
 				_, err := n.store.place(1, 3, []byte(key), &draft{value: fmt.Appendf(nil, "%d/%d", w, i)}, Siblings{},
-					func(err error) { done <- err })
+					func(_ WriteReply, err error) { done <- err })
 				if err == nil {
 					err = <-done
 				}
@@ -168,7 +168,7 @@ func TestEveryAcknowledgedSiblingOfARaceIsHeld(t *testing.T) {
 			for i := range each {
 				done := make(chan error, 1)
 				_, err := n.store.place(1, 3, []byte("k"), &draft{value: fmt.Appendf(nil, "%d/%d", w, i)}, Siblings{},
-					func(err error) { done <- err })
+					func(_ WriteReply, err error) { done <- err })
 				if err == nil {
 					err = <-done
 				}

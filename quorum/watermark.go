@@ -22,6 +22,22 @@ func errHealing(p kv.PartitionID) error {
 	return kv.Errorf(kv.CodeNotReady, "the replica has lost rows of partition %d and is being repaired by the others", p).WithOutcome(kv.OutcomeNotApplied)
 }
 
+// errLost is wrapped by the error of a replica that has answered and does not count.
+var errLost = errors.New("has lost rows")
+
+func errUncounted(p kv.PartitionID, node kv.NodeID) error {
+	return kv.Errorf(kv.CodeNotReady, "node %d %w of partition %d and does not count until it was compared with the other replicas", node, errLost, p)
+}
+
+// clearest returns which of two failures of replicas to tell the user of: the later one, unless the earlier one is that a
+// replica has lost rows. Replicas that are down explain themselves.
+func clearest(was, is error) error {
+	if errors.Is(was, errLost) {
+		return was
+	}
+	return is
+}
+
 // current returns the set that arrived without the versions from before the watermark that are not held: everything from
 // then was here, so that they have been superseded, and what superseded them may be gone.
 func (v *versions) current(arrived causal.SiblingSet) causal.SiblingSet {

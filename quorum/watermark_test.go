@@ -83,7 +83,7 @@ func TestLateVersionFromBeforeTheWatermarkIsDiscarded(t *testing.T) {
 		require.Equal(t, "new", string(n.held("k").Siblings[0].Value))
 
 		// A replica that has lost rows takes old versions from who has not.
-		require.NoError(t, n.engine.ChangeRepair(3, func(r *storage.RepairState) { r.Healing = true }))
+		require.NoError(t, n.engine.BeginHealing(3))
 		lost := arriving("lost", 2, now-3000, "v")
 		lost.New = causal.Dot{}
 		accepted(t, n, lost)
@@ -119,7 +119,7 @@ func TestOnlyWhatNobodyNeedsIsCollected(t *testing.T) {
 		require.False(t, collect(n, "new", 9))
 		require.False(t, collect(n, "value", 9))
 		require.False(t, collect(n, "live below", 9), "the tombstone hides a value of the strong lane")
-		require.NoError(t, n.engine.ChangeRepair(3, func(r *storage.RepairState) { r.Healing = true }))
+		require.NoError(t, n.engine.BeginHealing(3))
 		require.False(t, collect(n, "old", 9), "a replica that heals collects nothing")
 		require.NoError(t, n.engine.ChangeRepair(3, func(r *storage.RepairState) { r.Healing = false }))
 		require.True(t, collect(n, "old", 9))
@@ -154,10 +154,11 @@ func TestFlushWaitsForAllThatWasAccepted(t *testing.T) {
 }
 
 func TestReplicaThatLostRowsStampsNothingBesideSiblings(t *testing.T) {
-	inBubble(t, 1, func(t *testing.T, c *cluster) {
-		require.NoError(t, c.nodes[1].engine.ChangeRepair(3, func(r *storage.RepairState) { r.Healing = true }))
-		_, err := c.put(1, "k", "v", nil, 1)
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		require.NoError(t, c.nodes[1].engine.BeginHealing(3))
+		res, err := c.put(1, "k", "v", nil, 2)
 		require.NoError(t, err, "the last writer wins over whatever was lost")
+		require.ElementsMatch(t, []kv.NodeID{2, 3}, res.Replicas)
 		c.keeps = true
 		_, err = c.put(1, "k", "v", nil, 1)
 		require.Equal(t, kv.CodeNotReady, kv.CodeOf(err))

@@ -7,6 +7,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // writeOp is one PUT or DELETE under way. The goroutine that asked for it waits in await; replicas report from
@@ -105,7 +106,7 @@ func (o *writeOp) run(ctx context.Context, d *draft, found bool, attempts int) (
 	for {
 		attempt := o.begin(d)
 		p, err := o.c.deps.Store.place(o.c.deps.Self, o.call.Partition, o.call.Request.Key, d, o.call.Resolver,
-			func(err error) { o.report(attempt, o.c.deps.Self, WriteReply{Accepted: err == nil}, err) })
+			func(r WriteReply, err error) { o.report(attempt, o.c.deps.Self, r, err) })
 		if err != nil {
 			return kv.Response{}, o.notPlaced(err)
 		}
@@ -197,6 +198,9 @@ func (o *writeOp) report(attempt int, node kv.NodeID, r WriteReply, err error) {
 	case err != nil:
 		o.vote.failure(attempt, node, err)
 		h = o.missed(attempt, node)
+	case r.Accepted && r.Healing && mutant.Planted != mutant.HealingCounted:
+		o.vote.stored(attempt, node, errUncounted(o.call.Partition, node))
+		h = o.spare(attempt, node)
 	case r.Accepted:
 		o.vote.acked(attempt, node)
 	default:

@@ -116,6 +116,18 @@ func (v *writeVote) acked(attempt int, node kv.NodeID) {
 	}
 }
 
+// stored notes that the node holds the attempt durably and, for the reason given, counts for nothing.
+func (v *writeVote) stored(attempt int, node kv.NodeID, why error) {
+	if attempt != v.attempt {
+		return
+	}
+	v.votes.Fail(node, false)
+	v.cause = clearest(v.cause, why)
+	if node == v.self {
+		v.own = true
+	}
+}
+
 // refused notes that the node refused the attempt, and why.
 func (v *writeVote) refused(attempt int, node kv.NodeID, r WriteReply) {
 	if attempt != v.attempt {
@@ -141,7 +153,7 @@ func (v *writeVote) failure(attempt int, node kv.NodeID, err error) {
 		return
 	}
 	v.votes.Fail(node, refused(err))
-	v.cause = err
+	v.cause = clearest(v.cause, err)
 	if stale, ok := errors.AsType[*StaleEpochError](err); ok && (v.stale == nil || stale.Epoch > v.stale.Epoch) {
 		v.stale = stale
 	}

@@ -30,6 +30,31 @@ type partitionReport struct {
 	Replicas  []string `json:"replicas"`
 	Leader    string   `json:"leader,omitempty"`
 	Term      uint64   `json:"term,omitempty"`
+	// Healing are the replicas that have lost rows of the eventual lane and count for nothing until they have got them back, as
+	// far as the endpoints say so.
+	Healing []string `json:"healing,omitempty"`
+	// Repair is what the node that was asked says of its own replica.
+	Repair *repairReport `json:"repair,omitempty"`
+}
+
+type repairReport struct {
+	State string `json:"state"`
+}
+
+// heals reports whether the replica of the node that was asked has lost rows.
+func (p *partitionReport) heals() bool {
+	return p.Repair != nil && p.Repair.State != "" && p.Repair.State != "ok"
+}
+
+// replicas names the replicas, and says which of them heal.
+func (p *partitionReport) replicas() string {
+	out := slices.Clone(p.Replicas)
+	for i, name := range out {
+		if slices.Contains(p.Healing, name) {
+			out[i] += " (healing)"
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 // nodeStatus is as much of a node's status as the table shows. The other formats print all of it.
@@ -80,17 +105,27 @@ func (c *connection) status(ctx context.Context) (statusReport, error) {
 	}
 	all.Wait()
 	var report statusReport
-	merged := map[int]partitionReport{}
+	merged, healing := map[int]partitionReport{}, map[int][]string{}
 	for _, v := range views {
 		if v.err != nil {
 			continue
 		}
 		report.Status = v.status
 		for _, p := range v.partitions {
+			if p.heals() {
+				healing[p.Partition] = append(healing[p.Partition], v.node)
+			}
+			p.Repair = nil
 			if known, ok := merged[p.Partition]; !ok || p.Leader != "" && (known.Leader == "" || p.Term > known.Term) {
 				merged[p.Partition] = p
 			}
 		}
+	}
+	for id, names := range healing {
+		p := merged[id]
+		slices.Sort(names)
+		p.Healing = slices.Compact(names)
+		merged[id] = p
 	}
 	if report.Status == nil {
 		return statusReport{}, views[0].err
@@ -102,6 +137,7 @@ func (c *connection) status(ctx context.Context) (statusReport, error) {
 // endpointView is what one endpoint answered.
 type endpointView struct {
 	status     json.RawMessage
+	node       string
 	partitions []partitionReport
 	err        error
 }
@@ -114,6 +150,11 @@ func (c *connection) view(ctx context.Context, endpoint string) (v endpointView)
 			// A question changes nothing: however it failed, there is no outcome to be unsure of.
 			return kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
 		}
+		var own nodeStatus
+		if err := json.Unmarshal(v.status, &own); err != nil {
+			return fmt.Errorf("%s: %w", endpoint, err)
+		}
+		v.node = own.Node
 		raw, err := cl.StatusContext(ctx, "partitions")
 		if err != nil {
 			return kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
@@ -139,7 +180,7 @@ func printStatus(a *app, report statusReport) error {
 	var partitions []table.Row
 	for _, p := range report.Partitions {
 		leads[p.Leader]++
-		partitions = append(partitions, table.Row{p.Partition, p.Leader, p.Term, strings.Join(p.Replicas, " ")})
+		partitions = append(partitions, table.Row{p.Partition, p.Leader, p.Term, p.replicas()})
 	}
 	var nodes []table.Row
 	for _, n := range s.Nodes {

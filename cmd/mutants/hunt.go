@@ -59,6 +59,7 @@ var hunters = map[mutant.Name][]string{
 	mutant.HintDroppedEarly:        {"TestNodeThatWasAwayGetsEverythingByHints"},
 	mutant.HintCountedAsAck:        {"TestHintsForUnreachableReplicasAcknowledgeNothing"},
 	mutant.HintBypassesDropRule:    {"TestHintsOfWhatAStrongWriteReplacedAreDroppedAtTheirTarget"},
+	mutant.HealingCounted:          {"TestReplicaThatLostItsRowsAnswersForNothingUntilItHasHealed"},
 	mutant.FirstAnswerWins:         {"TestReadsWhoseQuorumOverlapsTheWritesSeeThem"},
 	mutant.ListSkipsPageEdge:       {"TestListingsShowWhatBothLanesAcknowledged"},
 	mutant.RepairAfterAnswer:       {"TestBlockingReadRepairMakesReadsMonotonic"},

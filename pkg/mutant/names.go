@@ -57,6 +57,7 @@ const (
 	UnsettledForgotten      Name = "unsettled_forgotten"
 	UnsettledReturned       Name = "unsettled_returned"
 	TombstoneAboveLive      Name = "tombstone_above_live"
+	HealingCounted          Name = "healing_counted"
 )
 
 // All returns every name, in the order in which they are run.
@@ -87,5 +88,6 @@ func All() []Name {
 		UnsettledForgotten,
 		UnsettledReturned,
 		TombstoneAboveLive,
+		HealingCounted,
 	}
 }

@@ -133,8 +133,10 @@ func (n *Node) open(deps Deps) (err error) {
 	if n.clock, err = newClock(n.engine, n.cfg.Clock, deps.WallNow); err != nil {
 		return err
 	}
-	n.machine, err = meta.NewMachine(n.engine.State())
-	return err
+	if n.machine, err = meta.NewMachine(n.engine.State()); err != nil {
+		return err
+	}
+	return n.keepPartitions(n.machine.State())
 }
 
 // storageFailed notes the error that stops the node. Later ones follow from the first.
@@ -337,6 +339,9 @@ func (n *Node) followMap(ctx context.Context) error {
 			}
 		}
 		if st.Map.Epoch != seen {
+			if err := n.keepPartitions(st); err != nil {
+				return err
+			}
 			for p := range st.Map.Partitions {
 				owners := st.Map.Partitions[p].Replicas
 				if !st.Map.Owns(kv.PartitionID(p), n.id.Node) {

@@ -10,6 +10,7 @@ import (
 	"github.com/caprockdb/caprock/antientropy"
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/meta"
 	"github.com/caprockdb/caprock/quorum"
 )
 
@@ -89,6 +90,27 @@ func (n *Node) composeExchange(deps Deps) error {
 		Rand: n.rand.fork(), Logger: n.log, Registerer: deps.Registerer,
 	})
 	return err
+}
+
+// firstEpoch is the epoch of the first map: before it no replica held anything.
+const firstEpoch = 1
+
+// keepPartitions has the disk remember which partitions it keeps, and heals those that were taken away underneath. What the map
+// on the disk gives to this node is looked at before anybody is answered.
+func (n *Node) keepPartitions(st *meta.State) error {
+	for p := range st.Map.Partitions {
+		p := kv.PartitionID(p)
+		if !st.Map.Owns(p, n.id.Node) {
+			continue
+		}
+		if err := n.engine.KeepSiblings(p, st.Map.Epoch == firstEpoch); err != nil {
+			return fmt.Errorf("keep the eventual lane of partition %d: %w", p, err)
+		}
+		if n.engine.Healing(p) {
+			n.log.Warn("this replica has lost rows of the eventual lane: it counts for nothing until it was compared with the others", "partition", p)
+		}
+	}
+	return nil
 }
 
 // appliedOf returns how far the log of a partition is applied here.

@@ -224,6 +224,20 @@ func (e *Engine) checkRow(
 	return e.health.stopped()
 }
 
+// LoseAllSiblings takes all rows of E of a partition away, for whoever tests what becomes of that, with all that lies beside
+// them and tells of them. What is known of them in memory stays until the engine is closed.
+func (e *Engine) LoseAllSiblings(p kv.PartitionID) error {
+	for _, prefix := range [][]byte{appendSiblingsPrefix(nil, p), appendTreeRow(nil, p, 0)[:treeRowBytes-1], appendDeadKey(nil, p, 0, nil)[:siblingsPrefixBytes]} {
+		if err := e.db.Excise(context.Background(), pebble.KeyRange{Start: prefix, End: appendPrefixEnd(nil, prefix)}); err != nil {
+			return e.readFailed(prefix, err)
+		}
+		if e.settle != nil {
+			e.settle.Settle()
+		}
+	}
+	return e.health.stopped()
+}
+
 // LoseSiblings damages the storage for whoever tests what becomes of that: the rows of E of the keys are taken away, or
 // with flip set one bit of them is turned, and the tree knows nothing of it. With tree set its rows go as well.
 func (e *Engine) LoseSiblings(p kv.PartitionID, flip, tree bool, keys ...[]byte) error {

@@ -4,7 +4,6 @@ import (
 	"math/bits"
 
 	"github.com/caprockdb/caprock/pkg/causal"
-	"github.com/caprockdb/caprock/pkg/invariant"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/mutant"
 )
@@ -111,98 +110,4 @@ func (s State) ScanDead(
 type DeadNote struct {
 	At  causal.HLC
 	Key []byte
-}
-
-// RepairState is what a replica has to remember of the repair of its part of the eventual lane.
-type RepairState struct {
-	// Promised is the time at or below which the replica takes no new attempt.
-	Promised causal.HLC
-	// Committed is the repair watermark: everything stamped at or below it was on every replica when it was set.
-	// Invariant: Committed <= Promised.
-	Committed causal.HLC
-	// Healing says that rows were lost here, and may be missing until they were compared with the other replicas'.
-	Healing bool
-	// Quarantined says that the rows of the partition are being replaced by copies of those that can still be read.
-	Quarantined bool
-}
-
-const (
-	repairHealing byte = 1 << iota
-	repairQuarantined
-	repairFlags = repairHealing | repairQuarantined
-)
-
-func appendRepair(dst []byte, r RepairState) []byte {
-	var flags byte
-	if r.Healing {
-		flags |= repairHealing
-	}
-	if r.Quarantined {
-		flags |= repairQuarantined
-	}
-	return causal.AppendHLC(causal.AppendHLC(append(dst, flags), r.Promised), r.Committed)
-}
-
-func decodeRepair(b []byte) (RepairState, error) {
-	if len(b) == 0 {
-		return RepairState{}, errCutShort
-	}
-	flags := b[0]
-	if flags&^repairFlags != 0 {
-		return RepairState{}, errFlags
-	}
-	r := RepairState{
-		Healing: flags&repairHealing != 0, Quarantined: flags&repairQuarantined != 0,
-	}
-	var err error
-	if r.Promised, b, err = causal.DecodeHLC(b[1:]); err != nil {
-		return RepairState{}, err
-	}
-	if r.Committed, b, err = causal.DecodeHLC(b); err != nil {
-		return RepairState{}, err
-	}
-	if len(b) > 0 {
-		return RepairState{}, errLeftOver
-	}
-	return r, nil
-}
-
-// Repair returns the partition's repair state as it was last set. It is cheap.
-func (s State) Repair(p kv.PartitionID) RepairState {
-	if r := s.e.trees.of(p).repair.Load(); r != nil {
-		return *r
-	}
-	return RepairState{}
-}
-
-// ChangeRepair changes the partition's repair state and returns once the change is durable. Whoever reads the state
-// meanwhile may see the old or the new one. Changes of one partition wait for one another.
-func (e *Engine) ChangeRepair(p kv.PartitionID, change func(*RepairState)) error {
-	t := e.trees.of(p)
-	t.turn <- struct{}{}
-	defer func() { <-t.turn }()
-	old := e.State().Repair(p)
-	r := old
-	change(&r)
-	if r == old {
-		return nil
-	}
-	invariant.Check(r.Committed <= r.Promised, "partition %d: watermark %d above the promise %d", p, r.Committed, r.Promised)
-	if r.Promised > old.Promised || r.Healing {
-		// What makes the replica refuse more holds from now on, and on the disk before anybody is told.
-		stricter := old
-		stricter.Promised, stricter.Healing = max(old.Promised, r.Promised), old.Healing || r.Healing
-		stricter.Quarantined = old.Quarantined || r.Quarantined
-		t.repair.Store(&stricter)
-	}
-	b := e.NewBatch()
-	defer b.Close()
-	b.key = appendTreeRow(b.key[:0], p, treeRepair)
-	b.head = appendRepair(b.head[:0], r)
-	b.put(formatRepair, b.head, nil)
-	if err := e.ApplySync(b); err != nil {
-		return err
-	}
-	t.repair.Store(&r)
-	return nil
 }

@@ -126,6 +126,7 @@ func (e *Engine) TreesFull() <-chan struct{} { return e.trees.full }
 type tree struct {
 	partition kv.PartitionID
 	repair    atomic.Pointer[RepairState]
+	losses    atomic.Uint64 // changes only while turn is held
 	// turn and folding have one slot each, held by whoever changes the repair state, and by whoever folds. Mutexes would be
 	// held across I/O.
 	turn, folding chan struct{}

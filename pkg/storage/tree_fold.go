@@ -103,7 +103,7 @@ func (e *Engine) fold(ctx context.Context, t *tree) error {
 	}
 	if f.orphans > 0 {
 		// The rows were removed before memory was lost, or they were lost with it. Nothing tells which.
-		if err := e.ChangeRepair(t.partition, func(r *RepairState) { r.Healing = true }); err != nil {
+		if err := e.BeginHealing(t.partition); err != nil {
 			return err
 		}
 	}

@@ -28,7 +28,27 @@ func (e *Engine) loadTrees() error {
 			return err
 		}
 	}
+	for _, p := range l.rowless {
+		if err := e.BeginHealing(p); err != nil {
+			return err
+		}
+	}
+	for p, t := range e.trees.all {
+		if e.Healing(p) {
+			t.distrust()
+		}
+	}
 	return nil
+}
+
+// distrust has the tree folded in anew, from E: a hash whose row was lost would make the replicas look alike that are not, and
+// the lost row would never be asked for.
+func (t *tree) distrust() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.segments {
+		t.segments[i].sealed, t.segments[i].lost = false, true
+	}
 }
 
 // beginTree gives a tree to a partition that has rows of E and none: they were written by a version without trees, or the
@@ -44,7 +64,7 @@ func (e *Engine) beginTree(p kv.PartitionID) error {
 	if err := e.ApplyNoSync(b); err != nil {
 		return err
 	}
-	return e.ChangeRepair(p, func(r *RepairState) { r.Healing = true })
+	return e.BeginHealing(p)
 }
 
 // treeLoader reads the trees' rows. A partition has a few thousand besides its index, which is skipped.
@@ -53,6 +73,8 @@ type treeLoader struct {
 	it *pebble.Iterator
 	// treeless are the partitions that have rows of E and no tree.
 	treeless []kv.PartitionID
+	// rowless are those whose tree speaks of rows of which none is left.
+	rowless []kv.PartitionID
 }
 
 func (l *treeLoader) load() error {
@@ -69,8 +91,10 @@ func (l *treeLoader) load() error {
 		}
 		ok = l.it.SeekGE(appendTreeRow(nil, p, treeEnd))
 	}
+	filled := map[kv.PartitionID]bool{}
 	for ok := l.it.SeekGE([]byte{prefixSiblings}); ok && l.it.Key()[0] == prefixSiblings; {
 		p := kv.PartitionID(binary.BigEndian.Uint16(l.it.Key()[1:]))
+		filled[p] = true
 		if !known[p] {
 			l.treeless = append(l.treeless, p)
 		}
@@ -79,7 +103,24 @@ func (l *treeLoader) load() error {
 	if err := l.it.Error(); err != nil {
 		return l.e.readFailed([]byte{prefixTree}, err)
 	}
+	for p := range known {
+		if !filled[p] && l.e.trees.of(p).rows() > 0 {
+			l.rowless = append(l.rowless, p)
+		}
+	}
 	return nil
+}
+
+// rows returns how many rows the digests speak of.
+func (t *tree) rows() (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.digests != nil {
+		for i := range t.digests {
+			n += int(t.digests[i].Rows)
+		}
+	}
+	return n
 }
 
 // partition loads one partition's rows. Where one of them cannot be read its segment is folded in anew.

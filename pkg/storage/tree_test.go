@@ -214,6 +214,90 @@ func TestRowsOfBeforeTheTreeAreKnownToLackIt(t *testing.T) {
 	require.Equal(t, RepairState{}, e.State().Repair(1))
 }
 
+// A disk that has kept a partition knows it when the rows are gone, whatever else went with them.
+func TestRowsTakenAwayUnderneathAreMissedAtTheNextStart(t *testing.T) {
+	for name, test := range map[string]struct {
+		lose    func(e *Engine) error
+		healing bool
+	}{
+		"nothing":        {lose: func(*Engine) error { return nil }},
+		"an empty one":   {lose: func(e *Engine) error { return e.LoseAllSiblings(1) }},
+		"rows and tree":  {lose: func(e *Engine) error { return e.LoseAllSiblings(2) }, healing: true},
+		"all rows":       {lose: func(e *Engine) error { return e.LoseSiblings(2, false, false, []byte("a"), []byte("b")) }, healing: true},
+		"tree and notes": {lose: func(e *Engine) error { return e.removeTree(2) }, healing: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := NewMemFS()
+			e := open(t, "data", Deps{FS: fs})
+			for range 2 {
+				for p := range kv.PartitionID(3) {
+					require.NoError(t, e.KeepSiblings(p, true))
+					require.False(t, e.Healing(p))
+				}
+			}
+			write(t, e, func(b *Batch) {
+				b.SetSiblings(2, []byte("a"), oneSibling(1, 1, "v"))
+				b.SetSiblings(2, []byte("b"), oneSibling(1, 2, "v"))
+			})
+			requireTree(t, e, 2, "folded in")
+			require.NoError(t, test.lose(e))
+			require.NoError(t, e.Close())
+			for range 2 { // and it stays so
+				e = open(t, "data", Deps{FS: fs})
+				for p := range kv.PartitionID(3) {
+					require.NoError(t, e.KeepSiblings(p, true))
+				}
+				require.Equal(t, test.healing, e.Healing(2))
+				require.Equal(t, name == "an empty one", e.Healing(1))
+				require.False(t, e.Healing(0))
+				requireTree(t, e, 2, "the tree is that of what is left, so that the others' rows are missed")
+				require.NoError(t, e.Close())
+			}
+		})
+	}
+}
+
+// A replica that comes into a partition which others have kept begins with nothing, and must not answer for them.
+func TestDiskThatKeepsAPartitionOfOthersBeginsByHealing(t *testing.T) {
+	e := openMem(t)
+	require.NoError(t, e.KeepSiblings(1, false))
+	require.True(t, e.Healing(1))
+	done, err := e.EndHealing(1, e.Losses(1))
+	require.NoError(t, err)
+	require.True(t, done)
+	require.NoError(t, e.KeepSiblings(1, false))
+	require.False(t, e.Healing(1), "it keeps it now")
+}
+
+func TestHealingEndsOnlyIfNothingWasLostMeanwhile(t *testing.T) {
+	e := openMem(t)
+	require.NoError(t, e.BeginHealing(1))
+	losses := e.Losses(1)
+	require.NoError(t, e.BeginHealing(1))
+	done, err := e.EndHealing(1, losses)
+	require.NoError(t, err)
+	require.False(t, done)
+	require.True(t, e.Healing(1))
+	require.NoError(t, e.ChangeRepair(1, func(r *RepairState) { r.Quarantined = true }))
+	done, err = e.EndHealing(1, e.Losses(1))
+	require.NoError(t, err)
+	require.False(t, done, "the rows are being replaced")
+	require.NoError(t, e.ChangeRepair(1, func(r *RepairState) { r.Quarantined = false }))
+	done, err = e.EndHealing(1, e.Losses(1))
+	require.NoError(t, err)
+	require.True(t, done)
+	require.False(t, e.Healing(1))
+}
+
+// removeTree takes away what lies beside the rows of E of a partition.
+func (e *Engine) removeTree(p kv.PartitionID) error {
+	b := e.NewBatch()
+	defer b.Close()
+	from := appendTreeRow(nil, p, 0)[:treeRowBytes-1]
+	b.removeRange(from, appendPrefixEnd(nil, from))
+	return e.ApplySync(b)
+}
+
 func TestRepairStateSurvivesAPowerCut(t *testing.T) {
 	fs := vfs.NewCrashableMem()
 	e, err := Open("data", smallConfig(), Deps{FS: fs})

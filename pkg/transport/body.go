@@ -23,9 +23,11 @@ const (
 	statusStale = 2 // the replica's epoch follows
 
 	flagAccepted = 1 << 0 // of a write reply
+	flagStored   = 1 << 1 // of one that was accepted: the replica heals
 
 	flagHasStrong = 1 << 0 // of a read reply
 	flagDeleted   = 1 << 1
+	flagHealing   = 1 << 2
 
 	dotBytesMin = 1 + 8
 )
@@ -139,16 +141,16 @@ func decodeRead(epoch kv.Epoch, b []byte) (r quorum.ReadRequest, err error) {
 }
 
 func appendWriteReply(dst []byte, r *quorum.WriteReply) []byte {
-	dst = append(dst, flagIf(r.Accepted, flagAccepted))
+	dst = append(dst, flagIf(r.Accepted, flagAccepted)|flagIf(r.Accepted && r.Healing, flagStored))
 	dst = causal.AppendStamp(dst, r.Highest)
 	return causal.AppendPosition(dst, r.Base)
 }
 
 func decodeWriteReply(b []byte) (r quorum.WriteReply, err error) {
-	if len(b) == 0 || b[0] > flagAccepted {
+	if len(b) == 0 || b[0] > flagAccepted|flagStored || b[0] == flagStored {
 		return r, malformed("a write reply without flags")
 	}
-	r.Accepted = b[0]&flagAccepted != 0
+	r.Accepted, r.Healing = b[0]&flagAccepted != 0, b[0]&flagStored != 0
 	if r.Highest, b, err = causal.DecodeStamp(b[1:]); err != nil {
 		return r, err
 	}
@@ -162,7 +164,7 @@ func decodeWriteReply(b []byte) (r quorum.WriteReply, err error) {
 }
 
 func appendReadReply(dst []byte, r *quorum.ReadReply) []byte {
-	dst = append(dst, flagIf(r.HasStrong, flagHasStrong)|flagIf(r.HasStrong && r.Strong.Deleted, flagDeleted))
+	dst = append(dst, flagIf(r.HasStrong, flagHasStrong)|flagIf(r.HasStrong && r.Strong.Deleted, flagDeleted)|flagIf(r.Healing, flagHealing))
 	if r.HasStrong {
 		s := &r.Strong
 		dst = binary.AppendUvarint(dst, s.Revision)
@@ -179,10 +181,10 @@ func appendReadReply(dst []byte, r *quorum.ReadReply) []byte {
 }
 
 func decodeReadReply(b []byte) (r quorum.ReadReply, err error) {
-	if len(b) == 0 || b[0] > flagHasStrong|flagDeleted {
+	if len(b) == 0 || b[0] > flagHasStrong|flagDeleted|flagHealing {
 		return r, malformed("a read reply without flags")
 	}
-	r.HasStrong = b[0]&flagHasStrong != 0
+	r.HasStrong, r.Healing = b[0]&flagHasStrong != 0, b[0]&flagHealing != 0
 	deleted := b[0]&flagDeleted != 0
 	b = b[1:]
 	if r.HasStrong {

@@ -55,7 +55,7 @@ func decodeScan(epoch kv.Epoch, b []byte) (r quorum.ScanRequest, err error) {
 }
 
 func appendScanReply(dst []byte, r *quorum.ScanReply) []byte {
-	dst = append(dst, flagIf(r.More, flagMore))
+	dst = append(dst, flagIf(r.More, flagMore)|flagIf(r.Healing, flagPartHealing))
 	dst = binary.AppendUvarint(dst, uint64(len(r.Rows)))
 	var row []byte
 	for i := range r.Rows {
@@ -68,14 +68,17 @@ func appendScanReply(dst []byte, r *quorum.ScanReply) []byte {
 	return dst
 }
 
-// flagMore says that a scan's reply goes on.
-const flagMore = 1 << 0
+// Flags of a scan's reply: it goes on; the replica heals.
+const (
+	flagMore        = 1 << 0
+	flagPartHealing = 1 << 1
+)
 
 func decodeScanReply(b []byte) (r quorum.ScanReply, err error) {
-	if len(b) == 0 || b[0] > flagMore {
+	if len(b) == 0 || b[0] > flagMore|flagPartHealing {
 		return r, malformed("a scan's reply without flags")
 	}
-	r.More = b[0]&flagMore != 0
+	r.More, r.Healing = b[0]&flagMore != 0, b[0]&flagPartHealing != 0
 	n, b, err := decodeUvarint(b[1:])
 	if err != nil {
 		return r, err
