@@ -14,6 +14,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -26,6 +27,9 @@ const mergesMax = 256
 func (s *Service) mergeAll(ctx context.Context, o Owned, heals bool, sets []keySet) error {
 	return s.forAll(len(sets), func(i int) error {
 		if sets[i].set.IsZero() {
+			return nil
+		}
+		if _, dead := storage.DeadSince(sets[i].set); dead && mutant.Planted == mutant.ExchangeSkipsTombstones {
 			return nil
 		}
 		return s.deps.Replica.Merge(ctx, o.Partition, o.Epoch, sets[i].key, sets[i].set, heals)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
@@ -237,7 +238,9 @@ func (s *Hints) add(k hintKey, set causal.SiblingSet, attempt causal.Dot, done f
 	s.mu.Unlock()
 	switch {
 	case reason != "":
-		s.metrics.drop(reason, 1)
+		if mutant.Planted != mutant.HintDroppedSilently {
+			s.metrics.drop(reason, 1)
+		}
 		done(kv.Errorf(kv.CodeOverloaded, "the hint for node %d was dropped: %s", k.target, reason).WithOutcome(kv.OutcomeNotApplied))
 	case durable:
 		done(nil)

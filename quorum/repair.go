@@ -5,6 +5,7 @@ import (
 
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // RepairMode says what a read does about replicas that it finds behind.
@@ -79,6 +80,9 @@ func (c *Coordinator) sendRepair(call *Call, b repair) {
 		return
 	}
 	c.metrics.repairs.Inc()
+	if mutant.Planted == mutant.RepairWritesNothing {
+		b.set = causal.SiblingSet{}
+	}
 	c.writeRepair(call, b, func(err error) {
 		c.repairing.Add(-1)
 		if err != nil {

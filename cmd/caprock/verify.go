@@ -73,6 +73,7 @@ func addVerifyFlags(fs *pflag.FlagSet, cfg *live.Config) {
 	fs.IntVar(&cfg.Clients, "clients", cfg.Clients, "number of concurrent clients")
 	fs.IntVar(&cfg.Keys, "keys", cfg.Keys, "number of keys in use at a time (set, session: of each client)")
 	fs.Uint64Var(&cfg.Seed, "seed", 0, "decides the faults and the operations; 0: draw one and print it")
+	fs.DurationVar(&cfg.ClockAhead, "clock-ahead", cfg.ClockAhead, "how far ahead clocks go where writes are eventual, at most; the run waits as long for replicas to agree")
 	fs.StringVar(&cfg.Network, "network", cfg.Network, "how links are cut: "+live.NetworkInjector+", or "+live.NetworkNetns+" (as root on Linux)")
 	fs.StringSliceVar(&cfg.Endpoints, "endpoints", nil, "HTTP `addresses` of all nodes of a running cluster, which must have been started with --dev")
 	fs.StringVar(&cfg.DataDir, "data-dir", "", "`directory` that keeps the nodes' data (default a temporary one, removed at the end)")

@@ -62,6 +62,9 @@ var hunters = map[mutant.Name][]string{
 	mutant.HealingCounted:          {"TestReplicaThatLostItsRowsAnswersForNothingUntilItHasHealed"},
 	mutant.FirstAnswerWins:         {"TestReadsWhoseQuorumOverlapsTheWritesSeeThem"},
 	mutant.ListSkipsPageEdge:       {"TestListingsShowWhatBothLanesAcknowledged"},
+	mutant.HintDroppedSilently:     {"TestReplicasConvergeAlthoughHintsWereDropped"},
+	mutant.RepairWritesNothing:     {"TestReadRepairAloneBringsWhatAReplicaMissed"},
+	mutant.ExchangeSkipsTombstones: {"TestNodeAwayForThirtyDaysResurrectsNothing"},
 	mutant.RepairAfterAnswer:       {"TestBlockingReadRepairMakesReadsMonotonic"},
 }
 
@@ -156,8 +159,11 @@ const symptomBytesMax = 140
 
 func firstSymptom(out []byte) string {
 	for _, re := range symptoms {
-		if m := re.FindSubmatch(out); m != nil {
+		for _, m := range re.FindAllSubmatch(out, -1) {
 			s := strings.TrimSpace(string(m[1]))
+			if strings.HasPrefix(s, "replay: ") {
+				continue // which says how, and not what
+			}
 			if len(s) > symptomBytesMax {
 				s = s[:symptomBytesMax] + "…"
 			}

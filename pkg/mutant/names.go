@@ -44,6 +44,9 @@ const (
 	HintDroppedEarly        Name = "hint_dropped_early"
 	HintCountedAsAck        Name = "hint_counted_as_ack"
 	HintBypassesDropRule    Name = "hint_bypasses_drop_rule"
+	HintDroppedSilently     Name = "hint_dropped_silently"
+	RepairWritesNothing     Name = "repair_writes_nothing"
+	ExchangeSkipsTombstones Name = "exchange_skips_tombstones"
 	NoFence                 Name = "no_fence"
 	PeekOfOne               Name = "peek_of_one"
 	PeekOnce                Name = "peek_once"
@@ -74,7 +77,8 @@ func All() []Name {
 		RepairAfterAnswer,
 		ListSkipsPageEdge,
 		CounterAdds, ExpiredReturned,
-		HintDroppedEarly, HintCountedAsAck, HintBypassesDropRule,
+		HintDroppedEarly, HintCountedAsAck, HintBypassesDropRule, HintDroppedSilently,
+		RepairWritesNothing, ExchangeSkipsTombstones,
 		NoFence,
 		PeekOfOne,
 		PeekOnce,

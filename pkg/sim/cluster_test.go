@@ -48,6 +48,15 @@ func seeds() []uint64 {
 	return out
 }
 
+// fewSeeds returns two of the seeds, or all where many are asked for.
+func fewSeeds() []uint64 {
+	all := seeds()
+	if len(all) <= seedsDefault {
+		return all[:min(2, len(all))]
+	}
+	return all
+}
+
 // runSeeds runs a scenario once a seed, each in a bubble of its own, and says how to replay a failure.
 func runSeeds(t *testing.T, nodes int, scenario func(t *testing.T, ctx context.Context, c *Cluster)) {
 	t.Helper()

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/node"
 )
 
 // others returns all nodes of a cluster of three but one.
@@ -127,5 +128,47 @@ func TestBlockingReadRepairMakesReadsMonotonic(t *testing.T) {
 			c.Heal()
 			waitReady(t, ctx, c, 40*time.Second)
 		}
+	})
+}
+
+// Neither hints nor exchange do it here: what the reads show a replica to lack, read repair brings, tombstones included, and
+// after it every replica alone knows.
+func TestReadRepairAloneBringsWhatAReplicaMissed(t *testing.T) {
+	tune := func(cfg *node.Config) {
+		hintsOnly(cfg)
+		cfg.Hints.BytesMax = 1
+	}
+	inHintedBubble(t, 3, tune, func(t *testing.T, ctx context.Context, c *Cluster) {
+		const keys = 40
+		putAll(t, ctx, c, keys)
+		requireEqualReplicas(t, ctx, c)
+		away := int(c.opts.Seed) % 3
+		require.NoError(t, c.Crash(100, away))
+		time.Sleep(5 * time.Second)
+		for i := range keys {
+			r := &kv.Request{Op: kv.OpPut, Level: kv.LevelEventual, Key: repairKey(i), Value: []byte("new")}
+			if i%4 == 0 {
+				r = &kv.Request{Op: kv.OpDelete, Level: kv.LevelEventual, Key: repairKey(i)}
+			}
+			_, err := c.Execute(ctx, others(away)[i%2], r)
+			require.NoError(t, err)
+		}
+		require.NoError(t, c.Start(ctx, away))
+		waitReady(t, ctx, c, Convergence)
+		for i := range keys {
+			_, err := quorumGet(ctx, c, i%3, string(repairKey(i)), 3)
+			require.NoError(t, err)
+		}
+		time.Sleep(time.Second)
+		for i := range keys {
+			got, err := get(ctx, c, away, kv.LevelLocal, string(repairKey(i)))
+			require.NoError(t, err)
+			require.Equal(t, i%4 != 0, got.Found, "%s", repairKey(i))
+			require.True(t, !got.Found || string(got.Value) == "new", "%s has its old value", repairKey(i))
+		}
+		repairs, err := c.Total("kvstore_read_repair_total", "")
+		require.NoError(t, err)
+		require.Equal(t, float64(keys), repairs, "one replica lacked each key once")
+		requireEqualReplicas(t, ctx, c)
 	})
 }

@@ -77,7 +77,7 @@ func until(t *testing.T, limit time.Duration, what string, holds func() bool) {
 }
 
 func TestReplicaThatMissedWritesIsMadeEqualByExchange(t *testing.T) {
-	for _, seed := range seeds()[:min(2, len(seeds()))] {
+	for _, seed := range fewSeeds() {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			inTunedBubble(t, seed, 3, quickRepair, func(t *testing.T, ctx context.Context, c *Cluster) {
 				require.NoError(t, c.Crash(100, 2))
@@ -196,7 +196,7 @@ func requireGone(t *testing.T, ctx context.Context, c *Cluster, keys int, nodes 
 }
 
 func TestNodeAwayForThirtyDaysResurrectsNothing(t *testing.T) {
-	for _, seed := range seeds()[:min(2, len(seeds()))] {
+	for _, seed := range fewSeeds() {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			inTunedBubble(t, seed, 3, quickRepair, func(t *testing.T, ctx context.Context, c *Cluster) {
 				const keys = 30
@@ -214,7 +214,7 @@ func TestNodeAwayForThirtyDaysResurrectsNothing(t *testing.T) {
 // A disk of before the deletes, put back underneath a node, is what the watermark cannot know of; the other replicas must not
 // take what it brings.
 func TestVersionFromBeforeTheWatermarkSpreadsNowhere(t *testing.T) {
-	for _, seed := range seeds()[:min(2, len(seeds()))] {
+	for _, seed := range fewSeeds() {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			inTunedBubble(t, seed, 3, quickRepair, func(t *testing.T, ctx context.Context, c *Cluster) {
 				const keys = 10

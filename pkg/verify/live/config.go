@@ -60,6 +60,9 @@ type Config struct {
 	// Seed decides what faults come when, and what the clients do. The same seed gives the same plan; what the cluster makes
 	// of it also depends on time.
 	Seed uint64
+	// ClockAhead bounds how far ahead clocks are set where there are eventual writes, 1 s to 10 min: replicas converge only
+	// once all clocks have come there, and the run waits for that.
+	ClockAhead time.Duration
 	// Network is NetworkInjector or NetworkNetns.
 	Network string
 	// Endpoints are the HTTP addresses of all nodes of a running cluster, as http://host:port; none: start one.
@@ -74,7 +77,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Nodes: 3, Workload: verify.WorkloadRegister, Nemeses: []string{nemesisNone}, Duration: 20 * time.Second,
-		Clients: 8, Keys: 4, Seed: 1, Network: NetworkInjector,
+		Clients: 8, Keys: 4, Seed: 1, ClockAhead: aheadDefault, Network: NetworkInjector,
 	}
 }
 
@@ -93,6 +96,7 @@ func (c Config) Validate() error {
 	check(c.Rate >= 0, "a rate of %d: it must not be negative", c.Rate)
 	check(c.Clients >= 1 && c.Clients <= clientsMax, "%d clients: choose 1 to %d", c.Clients, clientsMax)
 	check(c.Keys >= 1, "%d keys: at least 1", c.Keys)
+	check(c.ClockAhead >= skewMin && c.ClockAhead <= skewMax, "clocks that are ahead by up to %s: choose %s to %s", c.ClockAhead, skewMin, skewMax)
 	check(c.Network == NetworkInjector || c.Network == NetworkNetns, "%q is not a network; choose %s or %s",
 		c.Network, NetworkInjector, NetworkNetns)
 	check(!c.attached() || c.Network == NetworkInjector, "the network %s needs nodes that are started by this command", NetworkNetns)
@@ -123,6 +127,14 @@ func (c Config) eventual() bool {
 		return false
 	}
 	return true
+}
+
+// ahead is how far ahead clocks are set.
+func (c Config) ahead() time.Duration {
+	if c.eventual() {
+		return c.ClockAhead
+	}
+	return skewMax
 }
 
 func (c Config) decks() ([][]string, error) {

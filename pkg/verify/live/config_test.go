@@ -2,6 +2,7 @@ package live
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -18,6 +19,8 @@ func TestConfigurationsThatMakeNoSenseAreRefusedWithAReason(t *testing.T) {
 		"a duration of":         func(c *Config) { c.Duration = 1 },
 		"a rate of":             func(c *Config) { c.Rate = -1 },
 		"0 clients":             func(c *Config) { c.Clients = 0 },
+		"ahead by up to 1h":     func(c *Config) { c.ClockAhead = time.Hour },
+		"at least 3 nodes":      func(c *Config) { c.Nodes, c.Nemeses = 2, []string{"wipe"} },
 		"0 keys":                func(c *Config) { c.Keys = 0 },
 		"is not a network":      func(c *Config) { c.Network = "tc" },
 		"needs at least 2":      func(c *Config) { c.Nodes, c.Nemeses = 1, []string{"partition"} },

@@ -103,13 +103,17 @@ func agree(views []view) bool {
 }
 
 func readAll(ctx context.Context, t *target, nodes []*node, key string) []view {
-	views := make([]view, len(nodes))
+	views := make([]view, 0, len(nodes))
 	for i, n := range nodes {
-		res, err := readLocal(ctx, t, i, key)
-		views[i] = view{node: n.name, text: answerText(&res)}
-		if err != nil && kv.CodeOf(err) != kv.CodeKeyNotFound {
-			views[i].text, views[i].failed = "the error "+err.Error(), true
+		if n.gone {
+			continue
 		}
+		res, err := readLocal(ctx, t, i, key)
+		v := view{node: n.name, text: answerText(&res)}
+		if err != nil && kv.CodeOf(err) != kv.CodeKeyNotFound {
+			v.text, v.failed = "the error "+err.Error(), true
+		}
+		views = append(views, v)
 	}
 	return views
 }

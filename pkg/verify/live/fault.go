@@ -31,6 +31,8 @@ func newFault(f *fleet, s Step) fault {
 		return &killFault{fleet: f, nodes: s.Nodes}
 	case Power:
 		return &powerFault{killFault{fleet: f, nodes: s.Nodes}}
+	case Wipe:
+		return &wipeFault{killFault: killFault{fleet: f, nodes: s.Nodes}}
 	case Pause:
 		return &pauseFault{fleet: f, nodes: s.Nodes}
 	case Clock:

@@ -93,6 +93,49 @@ func (p *powerFault) end(ctx context.Context) (string, error) {
 	return effect + "; the disk was volatile until then", errors.Join(append(errs, err)...)
 }
 
+// wipeFault takes a node's disk away. The node is started again with an empty one, must refuse to serve under the id that had
+// another, and is gone.
+type wipeFault struct {
+	killFault
+	said string
+}
+
+// refusal is what a node says that finds its id taken by an earlier disk.
+const refusal = "never reused"
+
+func (w *wipeFault) begin(context.Context) error {
+	if err := w.kill(); err != nil {
+		return err
+	}
+	for _, i := range w.nodes {
+		n := w.fleet.nodes[i]
+		n.gone = true
+		if err := os.RemoveAll(n.spec.Dir); err != nil {
+			return err
+		}
+		if err := w.fleet.start(i); err != nil {
+			return err
+		}
+		n.proc.expected.Store(true)
+		if !n.proc.awaitExit(readyTimeout) {
+			return fmt.Errorf("%w: %s runs on with an empty disk under its old id", errNoEffect, n.name)
+		}
+		if w.said = lastLine(n.log); !n.proc.failedByItself() || !strings.Contains(w.said, refusal) {
+			return fmt.Errorf("%w: %s did not refuse to serve with an empty disk: %s: %s", errNoEffect, n.name, n.proc.how(), w.said)
+		}
+	}
+	return nil
+}
+
+func (w *wipeFault) end(context.Context) (string, error) {
+	for _, i := range w.nodes {
+		if n := w.fleet.nodes[i]; !n.proc.hasExited() {
+			n.proc.end()
+		}
+	}
+	return fmt.Sprintf("%s killed and its disk taken away; it ended by itself: %s", strings.Join(w.pids, " "), w.said), nil
+}
+
 // pauseFault stops processes as a debugger or an overloaded host would: sockets stay open and nobody answers.
 type pauseFault struct {
 	still

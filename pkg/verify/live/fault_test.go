@@ -272,3 +272,26 @@ func TestAnAttachedClusterIsLeftWithoutPoliciesThatCannotBeSet(t *testing.T) {
 	defer fake.mu.Unlock()
 	require.Empty(t, fake.policies)
 }
+
+func TestANodeThatServesWithAnEmptyDiskIsNoticed(t *testing.T) {
+	for said, want := range map[string]string{
+		"caprock: node ids are never reused": "",
+		"caprock: no such file":              "did not refuse",
+	} {
+		f := newFakeFleet(t, &fakeNode{})
+		f.nodes[0].spec.Dir = t.TempDir()
+		f.deps.Command = func(Spec) *exec.Cmd { return exec.Command("sh", "-c", fmt.Sprintf("echo %q; exit 1", said)) }
+		effect, err := carryOut(t, f, Step{Fault: Wipe, Nodes: []int{0}})
+		require.True(t, f.nodes[0].gone)
+		require.NoDirExists(t, f.nodes[0].spec.Dir)
+		require.Empty(t, f.present())
+		f.noteDeaths()
+		require.Empty(t, f.deaths)
+		if want != "" {
+			require.ErrorContains(t, err, want)
+			continue
+		}
+		require.NoError(t, err)
+		require.Contains(t, effect, said)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ type node struct {
 	spec  Spec     // of a node that this run starts
 	log   string   // path
 	proc  *process // the present life, nil in an attached cluster
+	// gone is set when the node has lost its disk: it has refused to serve, and does not come back.
+	gone bool
 }
 
 // fleet is the nodes of the cluster. Its methods are for one goroutine, the nemesis's, except admin routes, which anybody
@@ -119,6 +122,11 @@ func mustDecks(cfg Config) [][]string {
 		panic(err)
 	}
 	return decks
+}
+
+// present returns the numbers of the nodes that are not gone.
+func (f *fleet) present() []int {
+	return slices.DeleteFunc(all(len(f.nodes)), func(i int) bool { return f.nodes[i].gone })
 }
 
 // all returns the numbers of count nodes.
@@ -235,7 +243,7 @@ func finalWords(log string) string {
 func (f *fleet) mend(ctx context.Context) error {
 	var errs []error
 	for i, n := range f.nodes {
-		if n.proc == nil {
+		if n.proc == nil || n.gone {
 			continue
 		}
 		if n.proc.hasExited() {
@@ -246,7 +254,7 @@ func (f *fleet) mend(ctx context.Context) error {
 		// A process that is not paused ignores it.
 		errs = append(errs, ignoreDone(n.proc.signal(sigContinue)))
 	}
-	errs = append(errs, f.net.heal(ctx), f.waitReady(ctx, all(len(f.nodes))), f.clearFaults(ctx))
+	errs = append(errs, f.net.heal(ctx), f.waitReady(ctx, f.present()), f.clearFaults(ctx))
 	return errors.Join(errs...)
 }
 
@@ -270,6 +278,9 @@ func (f *fleet) noteDeaths() {
 func (f *fleet) clearFaults(ctx context.Context) error {
 	var errs []error
 	for _, n := range f.nodes {
+		if n.gone {
+			continue
+		}
 		if err := n.admin.clearFaults(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", n.name, err))
 		}

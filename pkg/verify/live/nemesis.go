@@ -24,6 +24,9 @@ const (
 	Pause = "pause"
 	// Power kills processes whose disks then lose what had not been synced.
 	Power = "power"
+	// Wipe kills one process and takes its disk away, once in a run. It must refuse to serve under its old id, so that the node
+	// is gone for the rest of the run.
+	Wipe = "wipe"
 	// Clock moves the wall clocks of nodes by up to ten minutes.
 	Clock = "clock"
 	// Slow delays what nodes exchange with their peers.
@@ -41,6 +44,9 @@ const (
 	nemesisAll       = "all"
 )
 
+// wipeNodesMin is how many nodes there must be for one to be taken away.
+const wipeNodesMin = 3
+
 // nemesis is what a user can ask for: a name, and the faults that take turns under it.
 type nemesis struct {
 	name   string
@@ -49,6 +55,8 @@ type nemesis struct {
 	attached bool
 	// peers: it needs a node to be cut off from.
 	peers bool
+	// lasting: its victim does not come back. Not part of nemesisAll.
+	lasting bool
 }
 
 // nemeses lists them in the order in which help texts do.
@@ -66,6 +74,7 @@ func nemeses() []nemesis {
 		nemesis{name: Slow, faults: []string{Slow}, attached: true, peers: true},
 		nemesis{name: DiskFull, faults: []string{DiskFull}, attached: true},
 		nemesis{name: DiskError, faults: []string{DiskError}},
+		nemesis{name: Wipe, faults: []string{Wipe}, lasting: true},
 	)
 }
 
@@ -98,6 +107,8 @@ func choose(names []string, nodes int, attached bool) ([][]string, error) {
 				name, strings.Join(attachable(), ", "))
 		case known[i].peers && nodes == 1:
 			return nil, fmt.Errorf("%q needs at least 2 nodes", name)
+		case known[i].lasting && nodes < wipeNodesMin:
+			return nil, fmt.Errorf("%q needs at least %d nodes: its victim is gone for good, and the others must be a majority", name, wipeNodesMin)
 		}
 		decks = append(decks, known[i].faults)
 	}
@@ -109,7 +120,7 @@ func chooseAll(nodes int, attached bool) ([][]string, error) {
 	var decks [][]string
 	for _, n := range nemeses() {
 		single := n.name != nemesisPartition && strings.HasPrefix(n.name, nemesisPartition)
-		if single || attached && !n.attached || n.peers && nodes == 1 {
+		if single || n.lasting || attached && !n.attached || n.peers && nodes == 1 {
 			continue
 		}
 		decks = append(decks, n.faults)

@@ -76,6 +76,9 @@ func (j *injector) heal(ctx context.Context) error {
 func (j *injector) dropped(ctx context.Context) (float64, error) {
 	sum := 0.0
 	for _, n := range j.fleet.nodes {
+		if n.gone {
+			continue
+		}
 		value, err := n.admin.metric(ctx, "kvstore_transport_dropped_frames_total", `reason="fault"`)
 		if err != nil {
 			return 0, fmt.Errorf("%s: %w", n.name, err)

@@ -17,9 +17,9 @@ const (
 	oneIn                = 5
 	toggleMin, toggleMax = 100 * time.Millisecond, 400 * time.Millisecond
 	skewMin, skewMax     = time.Second, 10 * time.Minute
-	// aheadMax bounds how far ahead a clock is set under a workload that writes eventually. Versions that were stamped
+	// aheadDefault is how far ahead a clock is set under a workload that writes eventually. Versions that were stamped
 	// ahead are refused by the other replicas until their own clocks have come there, and the run has to wait for that.
-	aheadMax           = 20 * time.Second
+	aheadDefault       = 20 * time.Second
 	delayMin, delayMax = 20 * time.Millisecond, 250 * time.Millisecond
 )
 
@@ -52,8 +52,8 @@ type Step struct {
 type planConfig struct {
 	nodes    int
 	attached bool
-	// eventual: there are eventual writes.
-	eventual bool
+	// ahead bounds how far ahead a clock is set.
+	ahead time.Duration
 	// decks holds the nemeses, each with its faults. Every nemesis gets its turn before one comes again, and so does every
 	// fault within a nemesis, so that a short run misses none by chance.
 	decks [][]string
@@ -67,6 +67,8 @@ type planner struct {
 	left  map[int][]int // by nemesis, faults still to come in this round
 	// lows alternates the two kinds of a full disk.
 	lows int
+	// gone are the nodes whose disk was wiped.
+	gone []int
 }
 
 func newPlanner(r *rand.Rand, cfg planConfig) *planner {
@@ -75,7 +77,11 @@ func newPlanner(r *rand.Rand, cfg planConfig) *planner {
 
 // next returns the next step. There must be at least one deck.
 func (p *planner) next() Step {
-	if len(p.turns) == 0 {
+	for len(p.turns) == 0 || len(p.gone) > 0 && slices.Contains(p.decks[p.turns[0]], Wipe) {
+		if len(p.turns) > 1 {
+			p.turns = p.turns[1:] // one disk a run
+			continue
+		}
 		p.turns = p.rand.Perm(len(p.decks))
 	}
 	deck := p.turns[0]
@@ -103,6 +109,9 @@ func (p *planner) next() Step {
 	case DiskError:
 		s.Disk = diskError
 		p.minority(&s)
+	case Wipe:
+		s.Nodes = p.pick(1)
+		p.gone = s.Nodes
 	}
 	return s
 }
@@ -112,10 +121,7 @@ func (p *planner) skew() time.Duration {
 	if p.rand.IntN(2) == 0 {
 		return -p.between(skewMin, skewMax)
 	}
-	if p.eventual {
-		return p.between(skewMin, aheadMax)
-	}
-	return p.between(skewMin, skewMax)
+	return p.between(skewMin, p.ahead)
 }
 
 // victims draws a minority, or now and then any number. Where the fault silences its victims the hold is short then.
@@ -124,8 +130,8 @@ func (p *planner) victims(s *Step, silences bool) {
 		p.minority(s)
 		return
 	}
-	s.Nodes = p.pick(1 + p.rand.IntN(p.nodes))
-	if silences && 2*len(s.Nodes) >= p.nodes {
+	s.Nodes = p.pick(1 + p.rand.IntN(p.nodes-len(p.gone)))
+	if silences && !p.majorityWithout(len(s.Nodes)) {
 		s.Hold = min(s.Hold, holdNoMajorityMax)
 	}
 }
@@ -134,9 +140,14 @@ func (p *planner) victims(s *Step, silences bool) {
 func (p *planner) minority(s *Step) {
 	most := max(1, (p.nodes-1)/2)
 	s.Nodes = p.pick(1 + p.rand.IntN(most))
-	if 2*len(s.Nodes) >= p.nodes {
+	if !p.majorityWithout(len(s.Nodes)) {
 		s.Hold = min(s.Hold, holdNoMajorityMax)
 	}
+}
+
+// majorityWithout reports whether the nodes that are left are a majority without so many of them.
+func (p *planner) majorityWithout(count int) bool {
+	return 2*(p.nodes-len(p.gone)-count) > p.nodes
 }
 
 // diskFull takes turns between too little space, upon which a node refuses writes, and none, upon which it may have to stop.
@@ -151,9 +162,14 @@ func (p *planner) diskFull(s *Step) {
 
 // pick draws count nodes, in order.
 func (p *planner) pick(count int) []int {
-	out := p.rand.Perm(p.nodes)[:count]
+	out := p.order()[:count]
 	slices.Sort(out)
 	return out
+}
+
+// order returns the nodes that are left, in any order.
+func (p *planner) order() []int {
+	return slices.DeleteFunc(p.rand.Perm(p.nodes), func(i int) bool { return slices.Contains(p.gone, i) })
 }
 
 func (p *planner) between(low, high time.Duration) time.Duration {
@@ -162,10 +178,10 @@ func (p *planner) between(low, high time.Duration) time.Duration {
 
 // partition draws the cuts.
 func (p *planner) partition(s *Step) {
-	order := p.rand.Perm(p.nodes)
+	order := p.order()
 	switch s.Fault {
 	case PartitionHalves, PartitionFlapping:
-		half := p.half()
+		half := p.half(len(order))
 		s.Cuts = apart(order[:half], order[half:])
 		if s.Fault == PartitionFlapping {
 			s.Toggle = p.between(toggleMin, toggleMax)
@@ -175,7 +191,7 @@ func (p *planner) partition(s *Step) {
 	case PartitionBridge:
 		// order[0] is the bridge. Of two nodes one is the other's only peer, and nothing can be a bridge.
 		rest := order[1:]
-		if p.nodes == 2 {
+		if len(order) == 2 {
 			rest = order
 		}
 		s.Cuts = apart(rest[:len(rest)/2], rest[len(rest)/2:])
@@ -191,18 +207,18 @@ func (p *planner) partition(s *Step) {
 	}
 	slices.SortFunc(s.Cuts, compareCuts)
 	s.Nodes = touched(s.Cuts)
-	if largest(p.nodes, s.Cuts)*2 <= p.nodes {
+	if 2*(largest(p.nodes, s.Cuts)-len(p.gone)) <= p.nodes {
 		s.Hold = min(s.Hold, holdNoMajorityMax)
 	}
 }
 
 // half is the size of the smaller group. An even number of nodes is split evenly every other time only: otherwise no group
 // would ever have a majority.
-func (p *planner) half() int {
-	if p.nodes > 2 && p.nodes%2 == 0 && p.rand.IntN(2) == 0 {
-		return p.nodes/2 - 1
+func (p *planner) half(nodes int) int {
+	if nodes > 2 && nodes%2 == 0 && p.rand.IntN(2) == 0 {
+		return nodes/2 - 1
 	}
-	return p.nodes / 2
+	return nodes / 2
 }
 
 func compareCuts(a, b Cut) int {

@@ -13,7 +13,7 @@ func planOf(t *testing.T, seed uint64, nodes int, attached bool, names ...string
 	t.Helper()
 	decks, err := choose(names, nodes, attached)
 	require.NoError(t, err)
-	p := newPlanner(rand.New(rand.NewPCG(seed, 1)), planConfig{nodes: nodes, decks: decks, attached: attached})
+	p := newPlanner(rand.New(rand.NewPCG(seed, 1)), planConfig{nodes: nodes, decks: decks, attached: attached, ahead: skewMax})
 	steps := make([]Step, 200)
 	for i := range steps {
 		steps[i] = p.next()
@@ -77,14 +77,14 @@ func TestAClusterIsWithoutMajorityForAShortTimeOnly(t *testing.T) {
 }
 
 func TestClocksGoAheadOnlyALittleWhereReplicasMustCatchUpWithThem(t *testing.T) {
-	p := newPlanner(rand.New(rand.NewPCG(1, 1)), planConfig{nodes: 3, decks: [][]string{{Clock}}, eventual: true})
+	p := newPlanner(rand.New(rand.NewPCG(1, 1)), planConfig{nodes: 3, decks: [][]string{{Clock}}, ahead: aheadDefault})
 	ahead, behind := time.Duration(0), time.Duration(0)
 	for range 500 {
 		skew := p.next().Skew
 		ahead, behind = max(ahead, skew), min(behind, skew)
 	}
-	require.LessOrEqual(t, ahead, aheadMax)
-	require.Greater(t, ahead, aheadMax/2)
+	require.LessOrEqual(t, ahead, aheadDefault)
+	require.Greater(t, ahead, aheadDefault/2)
 	require.Less(t, behind, -9*time.Minute)
 }
 
@@ -160,6 +160,31 @@ func TestShapesOfPartitions(t *testing.T) {
 					require.NotContains(t, s.Cuts, Cut{From: c.To, To: c.From}, "one direction only")
 				}
 			}
+		}
+	}
+}
+
+func TestOneDiskIsWipedInARunAndItsNodeIsLeftAlone(t *testing.T) {
+	for _, names := range [][]string{{"wipe", "partition", "kill", "power", "clock"}, {"wipe"}, {"wipe", "disk-error"}} {
+		for _, nodes := range []int{3, 4, 5} {
+			gone, after := -1, 0
+			for _, s := range planOf(t, 9, nodes, false, append(names, "slow")...) {
+				if gone >= 0 {
+					after++
+					require.NotContains(t, s.Nodes, gone, "%+v", s)
+					require.NotEqual(t, Wipe, s.Fault)
+					require.NotEmpty(t, s.Nodes)
+				}
+				if s.Fault == Wipe {
+					require.Len(t, s.Nodes, 1)
+					gone = s.Nodes[0]
+				}
+				silences := s.Fault == Kill || s.Fault == Power || s.Fault == DiskError
+				if gone >= 0 && silences && 2*(nodes-1-len(s.Nodes)) <= nodes {
+					require.LessOrEqual(t, s.Hold, holdNoMajorityMax, "%+v", s)
+				}
+			}
+			require.Positive(t, after)
 		}
 	}
 }

@@ -129,7 +129,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	}
 	if decks := mustDecks(r.cfg); len(decks) > 0 {
 		r.planner = newPlanner(rand.New(rand.NewPCG(r.cfg.Seed, streamPlan)), planConfig{
-			nodes: r.cfg.size(), attached: r.cfg.attached(), eventual: r.cfg.eventual(), decks: decks,
+			nodes: r.cfg.size(), attached: r.cfg.attached(), ahead: r.cfg.ahead(), decks: decks,
 		})
 	}
 	// The caller leaves an attached cluster as it was found; until there is somebody to do so, that is done here.
@@ -268,7 +268,7 @@ func (r *run) settle(ctx context.Context) {
 // mendLast mends a cluster that faults were injected into. One that never had a fault may not even have an injector.
 func (r *run) mendLast(ctx context.Context) error {
 	if r.planner == nil {
-		return r.fleet.waitReady(ctx, all(len(r.fleet.nodes)))
+		return r.fleet.waitReady(ctx, r.fleet.present())
 	}
 	return r.fleet.mend(ctx)
 }
