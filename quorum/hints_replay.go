@@ -325,7 +325,7 @@ func (s *Hints) send(ctx context.Context, id kv.NodeID, hints []storage.Hint) (a
 	until := callContext{Context: ctx, deadline: time.Now().Add(s.cfg.CallTimeout)}
 	for i, h := range hints {
 		epoch, _ := s.deps.Target(h.ID.Partition, id)
-		w := WriteRequest{Partition: h.ID.Partition, Epoch: epoch, Key: h.Key, Set: h.Set}
+		w := WriteRequest{Partition: h.ID.Partition, Epoch: epoch, Key: h.Key, Set: h.Set, HandOver: true}
 		s.deps.Replicas.Write(until, id, w, func(r WriteReply, err error) {
 			answers <- answer{i, err == nil && r.Accepted || mutant.Planted == mutant.HintDroppedEarly}
 		})

@@ -37,6 +37,9 @@ type WriteRequest struct {
 	// HintFor is the node that the receiver is to keep the set for, as a hint, because that node does not take it now. NoNode:
 	// the set is for the receiver itself.
 	HintFor kv.NodeID
+	// HandOver marks a hint that is handed to the node it was kept for. No user waits for it, and it travels apart from what
+	// users do wait for.
+	HandOver bool
 }
 
 // IsRepair reports whether the request carries no attempt of its own.

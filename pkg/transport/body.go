@@ -113,7 +113,11 @@ func appendWriteOf(k kind, dst []byte, w *quorum.WriteRequest) []byte {
 
 func decodeWriteOf(k kind, epoch kv.Epoch, b []byte) (quorum.WriteRequest, error) {
 	if k != kindHint {
-		return decodeWrite(epoch, b)
+		w, err := decodeWrite(epoch, b)
+		if w.HandOver = k == kindHandOver; err == nil && w.HandOver && !w.IsRepair() {
+			err = malformed("a hint that asks for an acknowledgement of its own")
+		}
+		return w, err
 	}
 	target, b, err := decodeUvarint(b)
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
-// The data of snapshots, and of anti-entropy's exchanges, have links of their own: a second peer for each node, with its own
-// outbox, connection and ids, which is made when the first of it is asked for. On the link of everything else a chunk of a megabyte would stand in
+// The data of snapshots, of anti-entropy's exchanges, and hints that are handed over have links of their own: a second peer for
+// each node, with its own outbox, connection and ids, which is made when the first of it is asked for. On the link of everything else a chunk of a megabyte would stand in
 // front of heartbeats, and what the receiver's window holds of it would hold up what comes behind. Frames of either kind
 // may arrive by any link; their kind says which peer they belong to.
 

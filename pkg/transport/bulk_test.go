@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/quorum"
 )
 
 // echoPulls answers pulls with what they ask for, twice.
@@ -180,4 +181,52 @@ func TestGRPCCarriesPullsBesideTheRest(t *testing.T) {
 		require.NoError(t, (<-one.write(t, 2, "k", 5*time.Second)).err)
 	}
 	wg.Wait()
+}
+
+// handOver hands a hint to a node.
+func (s *station) handOver(to kv.NodeID, key string) <-chan outcome {
+	out := make(chan outcome, 2)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	s.Write(ctx, to, quorum.WriteRequest{Partition: 3, Epoch: 7, Key: []byte(key), Set: setOf(key), HandOver: true},
+		func(r quorum.WriteReply, err error) { out <- outcome{reply: r, err: err} })
+	return out
+}
+
+// A node that comes back is handed everything that was kept for it; what users write meanwhile does not queue up behind that.
+func TestHintsThatAreHandedOverDelayNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard()
+		wire := &jamWire{boardWire: boardWire{b, 1}, jammed: make(chan struct{})}
+		one, two := newStation(t, wire, 1), newStation(t, boardWire{b, 2}, 2)
+		b.plug(1, one.Mux)
+		b.plug(2, two.Mux)
+		one.start(t)
+		two.start(t)
+		defer two.stop()
+		defer one.stop()
+		require.NoError(t, (<-one.write(t, 2, "first", time.Second)).err)
+		var handed []<-chan outcome
+		for range 100 {
+			handed = append(handed, one.handOver(2, "kept"))
+		}
+		synctest.Wait()
+		began := time.Now()
+		for range 100 {
+			require.NoError(t, (<-one.write(t, 2, "k", time.Second)).err)
+		}
+		require.Less(t, time.Since(began), 10*time.Millisecond)
+		require.Len(t, two.node.writes, 101, "the link of hints is stuck")
+		close(wire.jammed)
+		for _, done := range handed {
+			got := <-done
+			require.NoError(t, got.err)
+			require.True(t, got.reply.Accepted)
+		}
+		for _, w := range two.node.writes[101:] {
+			require.True(t, w.HandOver)
+			require.Equal(t, "kept", string(w.Key))
+			require.True(t, w.IsRepair())
+		}
+	})
 }

@@ -30,7 +30,7 @@ type call struct {
 
 // reply ends the call with the peer's reply. The payload is not retained.
 func (c *call) reply(payload []byte) {
-	if c.kind != kindWrite && c.kind != kindHint { // what a write is answered with has no bytes of its own
+	if !c.kind.isWrite() { // what a write is answered with has no bytes of its own
 		payload = bytes.Clone(payload)
 	}
 	body, answer, err := splitReply(payload)
@@ -42,14 +42,14 @@ func (c *call) reply(payload []byte) {
 		c.fail(answer)
 		return
 	}
-	switch c.kind {
-	case kindWrite, kindHint:
+	switch {
+	case c.kind.isWrite():
 		r, err := decodeWriteReply(body)
 		if err != nil {
 			err = c.lost(kv.CodeInternal, err)
 		}
 		c.onWrite(r, err)
-	case kindRead:
+	case c.kind == kindRead:
 		r, err := decodeReadReply(body)
 		if err != nil {
 			err = c.lost(kv.CodeInternal, err)
@@ -62,10 +62,10 @@ func (c *call) reply(payload []byte) {
 
 // fail ends the call with an error.
 func (c *call) fail(err error) {
-	switch c.kind {
-	case kindWrite, kindHint:
+	switch {
+	case c.kind.isWrite():
 		c.onWrite(quorum.WriteReply{}, err)
-	case kindRead:
+	case c.kind == kindRead:
 		c.onRead(quorum.ReadReply{}, err)
 	default:
 		c.onBytes(nil, err)

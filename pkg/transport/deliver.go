@@ -154,7 +154,7 @@ func (m *Mux) dispatch(p *peer, k kind, id uint64, payload []byte) error {
 		return err
 	}
 	switch k {
-	case kindWrite, kindHint:
+	case kindWrite, kindHint, kindHandOver:
 		w, err := decodeWriteOf(k, epoch, body)
 		if err != nil {
 			return err

@@ -38,19 +38,21 @@ const (
 	kindMeta
 	// kindReply answers the request whose id it has.
 	kindReply
-	// kindPull asks for a part of a snapshot, kindPullReply answers it, or an exchange. They have links of their own; see
-	// bulk.go.
+	// kindPull asks for a part of a snapshot, kindPullReply answers it, an exchange, or a hint that was handed over. They have
+	// links of their own; see bulk.go.
 	kindPull
 	kindPullReply
 	// kindScan asks for a replica's part of a listing.
 	kindScan
 	// kindHint is a write that the receiver is to keep for another node.
 	kindHint
+	// kindHandOver is a write that another node has kept for the receiver.
+	kindHandOver
 	kindsEnd
 )
 
 var kindNames = [kindsEnd]string{
-	"void", "raft", "write", "read", "forward", "exchange", "meta", "reply", "pull", "pull reply", "scan", "hint",
+	"void", "raft", "write", "read", "forward", "exchange", "meta", "reply", "pull", "pull reply", "scan", "hint", "hand over",
 }
 
 func (k kind) String() string {
@@ -60,9 +62,12 @@ func (k kind) String() string {
 	return "invalid"
 }
 
+// isWrite reports whether the frame hands over a sibling set, and is answered like a write.
+func (k kind) isWrite() bool { return k == kindWrite || k == kindHint || k == kindHandOver }
+
 // isRequest reports whether the frame wants a reply.
 func (k kind) isRequest() bool {
-	return k >= kindWrite && k <= kindMeta || k == kindPull || k == kindScan || k == kindHint
+	return k >= kindWrite && k <= kindMeta || k == kindPull || k == kindScan || k == kindHint || k == kindHandOver
 }
 
 // isReply reports whether the frame answers a request.
@@ -70,7 +75,7 @@ func (k kind) isReply() bool { return k == kindReply || k == kindPullReply }
 
 // isBulk reports whether the frame belongs to the traffic that has links of its own.
 func (k kind) isBulk() bool {
-	return k == kindPull || k == kindPullReply || k == kindExchange
+	return k == kindPull || k == kindPullReply || k == kindExchange || k == kindHandOver
 }
 
 // header introduces a batch.

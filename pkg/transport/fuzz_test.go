@@ -50,6 +50,8 @@ func FuzzDeliver(f *testing.F) {
 		switch k {
 		case kindWrite:
 			b = appendWrite(b, &w)
+		case kindHandOver:
+			b = appendWrite(b, &quorum.WriteRequest{Partition: 1, Key: []byte("k"), Set: setOf("k")})
 		case kindRead:
 			b = appendRead(b, &quorum.ReadRequest{Key: []byte("k")})
 		case kindForward:

@@ -11,7 +11,8 @@ import (
 type Inspector struct {
 	// Raft is given frames of the strong lane.
 	Raft func(frame []byte)
-	// Write is given a write of the eventual lane, repairs included, with the id that its reply will have.
+	// Write is given a write of the eventual lane, repairs and hints that are handed over included, with the id that its reply
+	// will have. What is handed over has ids of its own, and its replies are not shown.
 	Write func(id uint64, w quorum.WriteRequest)
 	// Reply is given a reply that succeeded, whatever it answers.
 	Reply func(id uint64, body []byte)
@@ -39,7 +40,7 @@ func (by Inspector) inspect(f frame) error {
 	switch {
 	case f.kind == kindRaft && by.Raft != nil:
 		by.Raft(f.payload)
-	case f.kind == kindWrite && by.Write != nil:
+	case (f.kind == kindWrite || f.kind == kindHandOver) && by.Write != nil:
 		epoch, _, body, err := decodeRequestPrefix(f.payload)
 		if err != nil {
 			return err

@@ -42,7 +42,7 @@ type Mux struct {
 
 	// peers is replaced, never changed, so that looking one up takes no lock.
 	peers atomic.Pointer[map[kv.NodeID]*peer]
-	// bulk are the same nodes once more, with links that carry snapshots only.
+	// bulk are the same nodes once more, with the links of bulk.go.
 	bulk atomic.Pointer[map[kv.NodeID]*peer]
 	// added wakes Run when there are peers to start.
 	added chan struct{}

@@ -11,17 +11,21 @@ import (
 // What else the Mux implements is checked where the two sides meet, in pkg/node.
 var _ quorum.Replica = (*Mux)(nil)
 
-// Write implements quorum.Replica. A write that the peer is to keep for another node travels as a frame of its own kind. ctx gives the deadline; its end before that is not noticed, so that a call needs no
-// goroutine. done runs once: before Write returns when the request was not sent, or on the goroutine that delivers the
-// reply, ends the link or looks for overdue calls. It must not block.
+// Write implements quorum.Replica. A write that the peer is to keep for another node travels as a frame of its own kind, and
+// one that was kept for the peer by the bulk link. ctx gives the deadline; its end before that is not noticed, so that a call
+// needs no goroutine. done runs once: before Write returns when the request was not sent, or on the goroutine that delivers
+// the reply, ends the link or looks for overdue calls. It must not block.
 func (m *Mux) Write(ctx context.Context, to kv.NodeID, w quorum.WriteRequest, done func(quorum.WriteReply, error)) {
 	if to == m.self {
 		m.handler.HandleWrite(to, w, done)
 		return
 	}
 	c := &call{kind: kindWrite, changes: true, onWrite: done}
-	if w.HintFor != kv.NoNode {
+	switch {
+	case w.HintFor != kv.NoNode:
 		c.kind = kindHint
+	case w.HandOver:
+		c.kind = kindHandOver
 	}
 	if _, err := m.request(ctx, to, c, w.Epoch, func(dst []byte) []byte { return appendWriteOf(c.kind, dst, &w) }); err != nil {
 		done(quorum.WriteReply{}, err)
