@@ -97,7 +97,7 @@ func (e *Engine) apply(b *Batch, sync bool) error {
 	return b.err
 }
 
-func (e *Engine) tryApply(b *Batch, sync bool) error {
+func (e *Engine) tryApply(b *Batch, sync bool) (err error) {
 	invariant.Check(b.engine == e, "a batch is applied to the engine that made it")
 	invariant.Check(!b.applied, "a batch is applied once")
 	if err := e.usable(); err != nil {
@@ -108,13 +108,16 @@ func (e *Engine) tryApply(b *Batch, sync bool) error {
 	}
 	if len(b.changes) > 0 {
 		e.beginChanges(b)
-		defer e.endChanges(b)
+		turn := e.recent.begin()
+		defer func() {
+			e.recent.end(turn, b.changes, err == nil)
+			e.endChanges(b)
+		}()
 	}
 	b.applied = true
 	if mutant.Planted == mutant.NoSync {
 		sync = false // and say that it was
 	}
-	var err error
 	if sync {
 		err = e.db.ApplyNoSyncWait(b.rows, pebble.Sync)
 	} else {

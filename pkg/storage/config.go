@@ -26,7 +26,7 @@ const (
 
 // Config tunes the engine. What it says is about one node's whole storage.
 type Config struct {
-	// CacheBytes holds uncompressed blocks. Default 256 MiB; with Pebble's own default of 8 MiB a point read costs four
+	// CacheBytes holds uncompressed blocks and, in an eighth of it, rows of the eventual lane. Default 256 MiB; with Pebble's own default of 8 MiB a point read costs four
 	// times as much.
 	CacheBytes int64
 	// MemtableBytes is how much is collected in memory before it is flushed. Default 64 MiB. After a crash about this
@@ -109,7 +109,7 @@ type Deps struct {
 func (c Config) options() *pebble.Options {
 	o := &pebble.Options{
 		FormatMajorVersion:          formatVersion,
-		CacheSize:                   c.CacheBytes,
+		CacheSize:                   c.CacheBytes - c.CacheBytes/recentShare,
 		MemTableSize:                uint64(c.MemtableBytes),
 		MemTableStopWritesThreshold: c.MemtablesMax,
 		L0CompactionThreshold:       c.L0CompactionSublevels,

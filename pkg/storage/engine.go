@@ -35,6 +35,7 @@ type Engine struct {
 	installs installCounts
 	absence  *absence
 	covering *absence
+	recent   *recent
 
 	closed   atomic.Bool
 	pressure pressureGauge
@@ -124,6 +125,7 @@ func openLocked(dir string, cfg Config, deps Deps, lock *pebble.Lock) (*Engine, 
 	}
 	e := &Engine{dir: dir, cfg: cfg, fs: deps.FS, db: db, lock: lock, health: h, stats: st, settle: settlerOf(deps.FS)}
 	e.absence, e.covering = newAbsence(cfg.CacheBytes), newAbsence(cfg.CacheBytes/coveringShare)
+	e.recent = newRecent(cfg.CacheBytes)
 	e.options = cfg.options()
 	e.options.EnsureDefaults()
 	e.pressure.since = time.Now()

@@ -85,6 +85,9 @@ func (e *Engine) ChangeRepair(p kv.PartitionID, change func(*RepairState)) error
 		return nil
 	}
 	invariant.Check(r.Committed <= r.Promised, "partition %d: watermark %d above the promise %d", p, r.Committed, r.Promised)
+	if r.Quarantined {
+		e.recent.forget(p)
+	}
 	if r.Promised > old.Promised || r.Healing {
 		// What makes the replica refuse more holds from now on, and on the disk before anybody is told.
 		stricter := old
@@ -99,6 +102,7 @@ func (e *Engine) ChangeRepair(p kv.PartitionID, change func(*RepairState)) error
 func (e *Engine) BeginHealing(p kv.PartitionID) error {
 	return e.ChangeRepair(p, func(r *RepairState) {
 		e.trees.of(p).losses.Add(1)
+		e.recent.forget(p) // what is kept in memory must not hide what the disk has lost
 		r.Healing = true
 	})
 }

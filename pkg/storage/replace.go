@@ -46,6 +46,7 @@ func (e *Engine) ReplaceSiblings(ctx context.Context, p kv.PartitionID) error {
 			return fmt.Errorf("storage: clear the siblings of partition %d: %s", p, oneLine(err))
 		}
 	}
+	e.recent.forget(p)
 	e.trees.of(p).reset()
 	return nil
 }

@@ -3,9 +3,10 @@ package storage
 import (
 	"math/bits"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
-	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // changesKeptMax is how much of its list of changes a batch keeps when it goes back to the pool.
@@ -17,7 +18,7 @@ func (b *Batch) SetSiblings(p kv.PartitionID, key []byte, set causal.SiblingSet)
 	b.key = appendSiblingsKey(b.key[:0], p, key)
 	b.head = causal.AppendSet(b.head[:0], set)
 	b.put(formatSiblings, b.head, nil)
-	b.changed(p, key, hashSiblings(key, b.head))
+	b.changed(p, key, b.head)
 	if at, dead := DeadSince(set); dead {
 		b.key = appendDeadKey(b.key[:0], p, at, key)
 		b.put(formatOpaque, nil, nil)
@@ -29,15 +30,17 @@ func (b *Batch) SetSiblings(p kv.PartitionID, key []byte, set causal.SiblingSet)
 func (b *Batch) DeleteSiblings(p kv.PartitionID, key []byte) {
 	b.key = appendSiblingsKey(b.key[:0], p, key)
 	b.remove()
-	b.changed(p, key, 0)
+	b.changed(p, key, nil)
 }
 
-// changed notes that a row of E changes. A hash of 0 stands for its removal.
-func (b *Batch) changed(p kv.PartitionID, key []byte, hash uint64) {
-	if mutant.Planted == mutant.TreeNotMarked && hash%2 == 1 {
-		return
+// changed notes that a row of E changes. No row stands for its removal.
+func (b *Batch) changed(p kv.PartitionID, key, row []byte) {
+	c := change{tree: b.engine.trees.of(p), key: string(key), keyHash: xxhash.Sum64(key)}
+	c.place = placeOfHash(c.keyHash)
+	if row != nil {
+		c.hash, c.row = hashRow(c.keyHash, row), b.engine.recent.kept(key, row)
 	}
-	b.changes = append(b.changes, change{tree: b.engine.trees.of(p), place: PlaceOf(key), key: string(key), hash: hash})
+	b.changes = append(b.changes, c)
 }
 
 // DeadSince reports whether the set holds no value that stays, and then the latest time that anything in it speaks of, the

@@ -27,7 +27,7 @@ func ownStrong(payload []byte) (Strong, error) {
 	return s, err
 }
 
-// ownSiblings decodes a sibling set whose slices are the caller's own. One copy of the row serves all of its values.
+// ownSiblings decodes a sibling set whose slices nothing else changes. One copy of the row serves all of its values.
 func ownSiblings(payload []byte) (causal.SiblingSet, error) {
 	return causal.DecodeSet(bytes.Clone(payload))
 }
@@ -48,12 +48,23 @@ func (s State) Strong(g kv.GroupID, key []byte) (out Strong, found bool, err err
 	return out, found, err
 }
 
-// Siblings returns E(key): the eventual lane's sibling set; false when there is none.
+// Siblings returns E(key): the eventual lane's sibling set; false when there is none. What the set points to is shared, and
+// must not be changed.
 func (s State) Siblings(p kv.PartitionID, key []byte) (out causal.SiblingSet, found bool, err error) {
+	out, found, version := s.e.recent.get(p, key)
+	if found {
+		if err := s.e.usable(); err != nil {
+			return causal.SiblingSet{}, false, err
+		}
+		return out, true, nil
+	}
 	buf := s.e.keys.Get().(*keyBuffer)
 	buf.b = appendSiblingsKey(buf.b[:0], p, key)
 	found, err = s.e.get(buf.b, formatSiblings, func(payload []byte) (err error) {
-		out, err = ownSiblings(payload)
+		row := bytes.Clone(payload)
+		if out, err = causal.DecodeSet(row); err == nil {
+			s.e.recent.keep(p, key, row, out, version)
+		}
 		return err
 	})
 	s.e.keys.Put(buf)

@@ -8,6 +8,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // The hash tree of a partition stands over E. Each row of E has a small one with its hash, ordered by the hash of the key
@@ -41,7 +42,9 @@ const (
 type Place uint32
 
 // PlaceOf returns the key's place.
-func PlaceOf(key []byte) Place { return Place(uint32(xxhash.Sum64(key))) }
+func PlaceOf(key []byte) Place { return placeOfHash(xxhash.Sum64(key)) }
+
+func placeOfHash(hash uint64) Place { return Place(uint32(hash)) }
 
 // Node returns the node that the place belongs to.
 func (p Place) Node() int { return int(p >> (placeBits - treeNodeBits)) }
@@ -58,10 +61,12 @@ func placesOf(n, bits int) (from Place, to uint64) {
 func NodePlaces(node int) (from Place, to uint64) { return placesOf(node, treeNodeBits) }
 
 // hashSiblings hashes a row of E. Equal sets have equal bytes, so they have equal hashes. It is never 0.
-func hashSiblings(key, set []byte) uint64 {
+func hashSiblings(key, set []byte) uint64 { return hashRow(xxhash.Sum64(key), set) }
+
+func hashRow(keyHash uint64, set []byte) uint64 {
 	// The set's hash alone would let two keys that swap their sets go unseen.
 	h := xxhash.Sum64(set)
-	h ^= xxhash.Sum64(key) * 0x9e3779b97f4a7c15
+	h ^= keyHash * 0x9e3779b97f4a7c15
 	h = (h ^ h>>32) * 0xd6e8feb86659fd93
 	return max(h^h>>32, 1)
 }
@@ -189,16 +194,25 @@ type change struct {
 	place Place
 	key   string
 	hash  uint64 // 0 when the row is removed
+	// keyHash is the key's, and row a copy of the set for recent, until the batch is applied; nil for none.
+	keyHash uint64
+	row     []byte
 	// seq is the order of batches as Pebble applied them.
 	seq uint64
 	// mark is the number of the mark that the batch writes because of this change, 0 for none.
 	mark uint32
 }
 
+// untold reports whether a planted bug keeps the change from the tree.
+func (c *change) untold() bool { return mutant.Planted == mutant.TreeNotMarked && c.hash%2 == 1 }
+
 // beginChanges notes that the batch is about to be applied, and adds the marks that it needs.
 func (e *Engine) beginChanges(b *Batch) {
 	for i := range b.changes {
 		c := &b.changes[i]
+		if c.untold() {
+			continue
+		}
 		t, n := c.tree, c.place.segment()
 		t.mu.Lock()
 		s := &t.segments[n]
@@ -223,6 +237,9 @@ func (e *Engine) endChanges(b *Batch) {
 	full := false
 	for i := range b.changes {
 		c := b.changes[i]
+		if c.untold() {
+			continue
+		}
 		c.seq = seq + uint64(i) // within a batch the later change wins
 		t := c.tree
 		t.mu.Lock()
