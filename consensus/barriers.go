@@ -130,6 +130,18 @@ func (b *barriers) reissue() {
 	b.issued = b.issued[:0]
 }
 
+// unanswered removes and returns the barriers of which no majority has been heard yet.
+func (b *barriers) unanswered() []*barrier {
+	out := b.waiting
+	for _, r := range b.issued {
+		out = append(out, r.barriers...)
+	}
+	b.waiting = nil
+	clear(b.issued)
+	b.issued = b.issued[:0]
+	return out
+}
+
 // drain removes and returns everything that this node can no longer answer as a leader. Confirmed rounds are part of
 // it: nothing says that apply will still reach their index here.
 func (b *barriers) drain() []*barrier {

@@ -30,10 +30,15 @@ var (
 type ErrNotLeader struct {
 	Group  kv.GroupID
 	Leader kv.NodeID // kv.NoNode when unknown
+	// Silent says that this node leads, or follows, without having heard of a majority, or of Leader, for a while.
+	Silent bool
 }
 
 // Error names the group and its leader.
 func (e ErrNotLeader) Error() string {
+	if e.Silent {
+		return fmt.Sprintf("the replica of group %d is out of touch with a majority", e.Group)
+	}
 	if e.Leader == kv.NoNode {
 		return fmt.Sprintf("group %d has no known leader", e.Group)
 	}
@@ -42,6 +47,11 @@ func (e ErrNotLeader) Error() string {
 
 func notLeader(g kv.GroupID, leader kv.NodeID) *kv.Error {
 	return kv.Errorf(kv.CodeNoLeader, "%w", ErrNotLeader{Group: g, Leader: leader})
+}
+
+// outOfTouch is what operations get of a group that has been silent for too long.
+func outOfTouch(g kv.GroupID) *kv.Error {
+	return kv.Errorf(kv.CodeNoLeader, "%w", ErrNotLeader{Group: g, Silent: true})
 }
 
 // stopsGroup reports whether err condemns one replica rather than the disk under all of them.

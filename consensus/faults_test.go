@@ -187,7 +187,7 @@ func TestReadBarrierSurvivesALossOfMessages(t *testing.T) {
 		c.net.isolate(n.id, c.others(n.id), true)
 		done := make(chan error, 1)
 		go func() { done <- n.store.ReadBarrier(c.timeout(5*time.Second), 1) }()
-		time.Sleep(400 * time.Millisecond)
+		time.Sleep(200 * time.Millisecond)
 		c.net.isolate(n.id, c.others(n.id), false)
 		require.NoError(t, <-done)
 	})
@@ -202,15 +202,15 @@ func TestEveryProposalOfADeposedLeaderHasAnHonestEnd(t *testing.T) {
 		c.net.isolate(old.id, c.others(old.id), true)
 
 		// One proposal's deadline passes before anything is known, the other waits for the truth.
-		_, err = old.store.Put(c.timeout(500*time.Millisecond), 0, WriteOp{Key: []byte("short"), Value: []byte("x")})
-		e := kv.AsError(err)
-		require.Equal(t, kv.CodeDeadlineExceeded, e.Code)
-		require.Equal(t, kv.OutcomeUnknown, e.Outcome)
 		long := make(chan error, 1)
 		go func() {
 			_, err := old.store.Put(c.timeout(time.Minute), 0, WriteOp{Key: []byte("long"), Value: []byte("x")})
 			long <- err
 		}()
+		_, err = old.store.Put(c.timeout(500*time.Millisecond), 0, WriteOp{Key: []byte("short"), Value: []byte("x")})
+		e := kv.AsError(err)
+		require.Equal(t, kv.CodeDeadlineExceeded, e.Code)
+		require.Equal(t, kv.OutcomeUnknown, e.Outcome)
 		time.Sleep(4 * time.Second)
 		require.Empty(t, long, "losing the leadership decides nothing")
 		_, err = c.put(c.timeout(time.Second), 0, "k", "w")

@@ -37,6 +37,10 @@ type group struct {
 	// counts the attempts since it leads.
 	homeAt    uint64
 	homeTries int
+	// heard is when peers were heard of since the leader was elected, and touched the tick of the last sign of a majority, or of
+	// the leader.
+	heard   []heardOf
+	touched uint64
 	// transferring is true while Raft hands the leadership over and drops proposals.
 	transferring bool
 

@@ -168,7 +168,7 @@ func (l *loop) adopt(g *group) {
 // take makes a group that was just opened the one of its id.
 func (l *loop) take(g *group) {
 	l.groups[g.id] = g
-	g.eagerSince = l.ticks
+	g.touched, g.eagerSince = l.ticks, l.ticks
 	g.log.state = func() (causal.Position, *pb.ConfState) { return l.offerable(g) }
 	l.touch(g)
 	if g.eager {
@@ -275,11 +275,14 @@ func (l *loop) stepMessages() {
 
 func (l *loop) step(messages []inbound) {
 	for _, in := range messages {
+		g := l.groups[in.group]
+		if g != nil {
+			g.hear(in.msg, l.ticks)
+		}
 		if in.msg.GetType() == pb.MsgApp && (l.held[in.group] || len(in.msg.GetEntries()) > 0 && l.crowded()) {
 			l.hold(in)
 			continue
 		}
-		g := l.groups[in.group]
 		switch {
 		case g == nil:
 			l.metrics.dropped.WithLabelValues(dropUnknownGroup).Inc()
@@ -321,6 +324,7 @@ func (l *loop) tick() {
 		if !l.check(g, g.tick()) {
 			continue
 		}
+		l.breakSilence(g)
 		if g.eager {
 			l.campaignEagerly(g)
 		}

@@ -73,6 +73,9 @@ func (s *Store) leading(g kv.GroupID) (*view, error) {
 	if leader := v.leaderID(); leader != s.deps.Self {
 		return nil, notLeader(g, leader)
 	}
+	if s.silent(v) {
+		return nil, outOfTouch(g)
+	}
 	return v, nil
 }
 
@@ -203,6 +206,9 @@ func (s *Store) await(ctx context.Context, g kv.GroupID, b *barrier) (Peeked, er
 	v := s.views.get(g)
 	if v == nil || v.leaderID() == kv.NoNode {
 		return Peeked{}, notLeader(g, kv.NoNode)
+	}
+	if s.silent(v) {
+		return outOfTouch(g)
 	}
 	if v.barriers.Add(1) > int64(s.cfg.BarriersMax) {
 		v.barriers.Add(-1)

@@ -249,6 +249,7 @@ func (l *loop) setLeader(g *group, leader kv.NodeID, deposed bool) {
 		g.leader = leader
 		g.view.leader.Store(uint64(leader))
 		if leader != kv.NoNode {
+			g.touch(l.ticks)
 			l.metrics.leaderChanges.Inc()
 			l.log.Info("a group has a leader", "group", g.id, "leader", leader, "term", g.term)
 		}

@@ -19,6 +19,8 @@ type view struct {
 	// pendingBytes is the size of proposals, and barriers the number of barriers, that were not answered yet.
 	pendingBytes atomic.Int64
 	barriers     atomic.Int64
+	// silence is the group's, in ticks (silence.go).
+	silence atomic.Uint64
 
 	// fences are what eventual writes must be above.
 	fences fences
