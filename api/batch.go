@@ -82,6 +82,10 @@ func (x *executor) atomicBatch(ctx context.Context, items []kv.Request, id kv.Op
 			x.refuse(r.Level, kv.OpBatch)
 			return nil, kv.Errorf(kv.CodeBadRequest, "an atomic batch is applied at level strong, not at %s", r.Level)
 		}
+		if r.Fallback != kv.LevelUnset {
+			x.refuse(r.Level, kv.OpBatch)
+			return nil, kv.Errorf(kv.CodeBadRequest, "operation %d: an atomic batch is strong or nothing; it cannot fall back to %s", i, r.Fallback)
+		}
 		req.Items[i] = kv.BatchItem{Op: r.Op, Key: r.Key, Value: r.Value, Condition: r.Condition, TTL: r.TTL}
 	}
 	resp, err := x.execute(ctx, req)

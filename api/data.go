@@ -67,7 +67,7 @@ func (x *exchange) parseData(op kv.Op, rest string, encoded bool) (*kv.Request, 
 	}
 	req := &kv.Request{
 		Op: op, Level: p.level, Quorum: p.quorum, Condition: p.condition, Siblings: p.siblings, Sloppy: p.sloppy, Key: key, Context: p.context,
-		ID: p.id, TTL: p.ttl,
+		ID: p.id, TTL: p.ttl, Fallback: p.fallback,
 	}
 	if p.level != kv.LevelUnset {
 		if err := req.Validate(x.h.cfg.Limits); err != nil {

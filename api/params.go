@@ -21,6 +21,7 @@ type params struct {
 	id        kv.OpID       // of the header Idempotency-Key
 	ttl       time.Duration // 0: for ever
 	sloppy    bool
+	fallback  kv.Level // LevelUnset: none
 	seen      uint32 // a bit for each entry of dataParams that was given
 }
 
@@ -48,7 +49,7 @@ func dataParamTable() []dataParam {
 			return err
 		}},
 		{"sloppy", false, true, parseSloppy},
-		{"fallback", true, true, unsupportedParam("fallback")},
+		{"fallback", true, true, parseFallback},
 		{"explain", true, true, unsupportedParam("explain")},
 	}
 }
@@ -134,6 +135,12 @@ func parseLevel(_ *Config, p *params, value string) *kv.Error {
 	}
 	p.level = level
 	return nil
+}
+
+func parseFallback(_ *Config, p *params, value string) (err *kv.Error) {
+	level, failed := kv.ParseLevel(value)
+	p.fallback = level
+	return kv.AsError(failed)
 }
 
 // parseCount reads n, r or w. A number below 1 is out of range whatever the cluster looks like; zero would otherwise be

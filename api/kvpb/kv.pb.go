@@ -444,7 +444,9 @@ type Operation struct {
 	TimeoutMs   uint32       `protobuf:"varint,12,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
 	OperationId *OperationId `protobuf:"bytes,13,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
 	// How long the value of a strong put is there, in milliseconds; 0 means for ever. At most ten years.
-	TtlMs         uint64 `protobuf:"varint,14,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	TtlMs uint64 `protobuf:"varint,14,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	// A weaker level, eventual or local, that the answer may have when the one asked for cannot be met: see the API reference.
+	Fallback      Level `protobuf:"varint,20,opt,name=fallback,proto3,enum=caprock.v1.Level" json:"fallback,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -575,6 +577,13 @@ func (x *Operation) GetTtlMs() uint64 {
 		return x.TtlMs
 	}
 	return 0
+}
+
+func (x *Operation) GetFallback() Level {
+	if x != nil {
+		return x.Fallback
+	}
+	return Level_LEVEL_UNSPECIFIED
 }
 
 // OperationBatch is what a client sends on a stream: whatever it has pending.
@@ -1473,7 +1482,7 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05floor\x18\x03 \x01(\x04R\x05floor\x12\x1a\n" +
-	"\brequired\x18\x04 \x01(\bR\brequired\"\xac\x03\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\"\xdb\x03\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1e\n" +
 	"\x02op\x18\x02 \x01(\x0e2\x0e.caprock.v1.OpR\x02op\x12\x10\n" +
@@ -1490,7 +1499,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\f \x01(\rR\ttimeoutMs\x12:\n" +
 	"\foperation_id\x18\r \x01(\v2\x17.caprock.v1.OperationIdR\voperationId\x12\x15\n" +
-	"\x06ttl_ms\x18\x0e \x01(\x04R\x05ttlMs\"G\n" +
+	"\x06ttl_ms\x18\x0e \x01(\x04R\x05ttlMs\x12-\n" +
+	"\bfallback\x18\x14 \x01(\x0e2\x11.caprock.v1.LevelR\bfallback\"G\n" +
 	"\x0eOperationBatch\x125\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x15.caprock.v1.OperationR\n" +
@@ -1642,37 +1652,38 @@ var file_caprock_v1_kv_proto_depIdxs = []int32{
 	5,  // 3: caprock.v1.Operation.condition:type_name -> caprock.v1.Condition
 	3,  // 4: caprock.v1.Operation.siblings:type_name -> caprock.v1.SiblingMode
 	6,  // 5: caprock.v1.Operation.operation_id:type_name -> caprock.v1.OperationId
-	7,  // 6: caprock.v1.OperationBatch.operations:type_name -> caprock.v1.Operation
-	7,  // 7: caprock.v1.BatchRequest.operations:type_name -> caprock.v1.Operation
-	6,  // 8: caprock.v1.BatchRequest.operation_id:type_name -> caprock.v1.OperationId
-	16, // 9: caprock.v1.BatchResponse.results:type_name -> caprock.v1.Result
-	1,  // 10: caprock.v1.ListRequest.level:type_name -> caprock.v1.Level
-	12, // 11: caprock.v1.ListResponse.items:type_name -> caprock.v1.ListItem
-	2,  // 12: caprock.v1.Error.outcome:type_name -> caprock.v1.Outcome
-	1,  // 13: caprock.v1.Result.level:type_name -> caprock.v1.Level
-	2,  // 14: caprock.v1.Result.outcome:type_name -> caprock.v1.Outcome
-	14, // 15: caprock.v1.Result.siblings:type_name -> caprock.v1.Sibling
-	15, // 16: caprock.v1.Result.error:type_name -> caprock.v1.Error
-	16, // 17: caprock.v1.ResultBatch.results:type_name -> caprock.v1.Result
-	7,  // 18: caprock.v1.KV.Get:input_type -> caprock.v1.Operation
-	7,  // 19: caprock.v1.KV.Put:input_type -> caprock.v1.Operation
-	7,  // 20: caprock.v1.KV.Delete:input_type -> caprock.v1.Operation
-	8,  // 21: caprock.v1.KV.Stream:input_type -> caprock.v1.OperationBatch
-	9,  // 22: caprock.v1.KV.Batch:input_type -> caprock.v1.BatchRequest
-	11, // 23: caprock.v1.KV.List:input_type -> caprock.v1.ListRequest
-	18, // 24: caprock.v1.KV.Status:input_type -> caprock.v1.StatusRequest
-	16, // 25: caprock.v1.KV.Get:output_type -> caprock.v1.Result
-	16, // 26: caprock.v1.KV.Put:output_type -> caprock.v1.Result
-	16, // 27: caprock.v1.KV.Delete:output_type -> caprock.v1.Result
-	17, // 28: caprock.v1.KV.Stream:output_type -> caprock.v1.ResultBatch
-	10, // 29: caprock.v1.KV.Batch:output_type -> caprock.v1.BatchResponse
-	13, // 30: caprock.v1.KV.List:output_type -> caprock.v1.ListResponse
-	19, // 31: caprock.v1.KV.Status:output_type -> caprock.v1.StatusResponse
-	25, // [25:32] is the sub-list for method output_type
-	18, // [18:25] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	1,  // 6: caprock.v1.Operation.fallback:type_name -> caprock.v1.Level
+	7,  // 7: caprock.v1.OperationBatch.operations:type_name -> caprock.v1.Operation
+	7,  // 8: caprock.v1.BatchRequest.operations:type_name -> caprock.v1.Operation
+	6,  // 9: caprock.v1.BatchRequest.operation_id:type_name -> caprock.v1.OperationId
+	16, // 10: caprock.v1.BatchResponse.results:type_name -> caprock.v1.Result
+	1,  // 11: caprock.v1.ListRequest.level:type_name -> caprock.v1.Level
+	12, // 12: caprock.v1.ListResponse.items:type_name -> caprock.v1.ListItem
+	2,  // 13: caprock.v1.Error.outcome:type_name -> caprock.v1.Outcome
+	1,  // 14: caprock.v1.Result.level:type_name -> caprock.v1.Level
+	2,  // 15: caprock.v1.Result.outcome:type_name -> caprock.v1.Outcome
+	14, // 16: caprock.v1.Result.siblings:type_name -> caprock.v1.Sibling
+	15, // 17: caprock.v1.Result.error:type_name -> caprock.v1.Error
+	16, // 18: caprock.v1.ResultBatch.results:type_name -> caprock.v1.Result
+	7,  // 19: caprock.v1.KV.Get:input_type -> caprock.v1.Operation
+	7,  // 20: caprock.v1.KV.Put:input_type -> caprock.v1.Operation
+	7,  // 21: caprock.v1.KV.Delete:input_type -> caprock.v1.Operation
+	8,  // 22: caprock.v1.KV.Stream:input_type -> caprock.v1.OperationBatch
+	9,  // 23: caprock.v1.KV.Batch:input_type -> caprock.v1.BatchRequest
+	11, // 24: caprock.v1.KV.List:input_type -> caprock.v1.ListRequest
+	18, // 25: caprock.v1.KV.Status:input_type -> caprock.v1.StatusRequest
+	16, // 26: caprock.v1.KV.Get:output_type -> caprock.v1.Result
+	16, // 27: caprock.v1.KV.Put:output_type -> caprock.v1.Result
+	16, // 28: caprock.v1.KV.Delete:output_type -> caprock.v1.Result
+	17, // 29: caprock.v1.KV.Stream:output_type -> caprock.v1.ResultBatch
+	10, // 30: caprock.v1.KV.Batch:output_type -> caprock.v1.BatchResponse
+	13, // 31: caprock.v1.KV.List:output_type -> caprock.v1.ListResponse
+	19, // 32: caprock.v1.KV.Status:output_type -> caprock.v1.StatusResponse
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_caprock_v1_kv_proto_init() }

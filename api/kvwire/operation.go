@@ -25,6 +25,7 @@ const (
 	operationTimeout   = 12
 	operationName      = 13
 	operationTTL       = 14
+	operationFallback  = 20
 
 	conditionKind    = 1
 	conditionVersion = 2
@@ -92,10 +93,12 @@ func appendOperationBody(dst []byte, o *Operation) []byte {
 	if !r.ID.IsZero() || r.ID.Required {
 		dst = appendName(dst, r.ID)
 	}
+	ttl := uint64(r.TTL.Milliseconds())
 	if r.TTL < 0 {
-		return appendUint(dst, varintTag(operationTTL), uint64(2*kv.TTLMax/time.Millisecond)) // refused rather than left out
+		ttl = uint64(2 * kv.TTLMax / time.Millisecond) // refused rather than left out
 	}
-	return appendUint(dst, varintTag(operationTTL), uint64(r.TTL.Milliseconds()))
+	dst = appendUint(dst, varintTag(operationTTL), ttl)
+	return appendRareUint(dst, operationFallback, uint64(r.Fallback))
 }
 
 func appendName(dst []byte, id kv.OpID) []byte {
@@ -185,6 +188,8 @@ func DecodeOperation(b []byte, o *Operation) error {
 		case operationTTL:
 			// What exceeds the limit is cut to what is refused, so that it does not wrap around into what is not.
 			req.TTL = time.Duration(min(r.uint(), uint64(2*kv.TTLMax/time.Millisecond))) * time.Millisecond
+		case operationFallback:
+			req.Fallback = kv.Level(o.small(&r, uint64(kv.LevelLocal)))
 		default:
 			o.Strange = int32(r.number)
 			r.skip()

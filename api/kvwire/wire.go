@@ -11,8 +11,8 @@ import (
 // ErrMalformed is returned for bytes that are no protobuf message of the expected type.
 var ErrMalformed = errors.New("kvwire: malformed message")
 
-// tag is a field's number and wire type, as it stands before the field. All fields of the stream have numbers up to 15, so
-// that a tag is one byte.
+// tag is a field's number and wire type, as it stands before the field. All fields of the stream that are common have numbers
+// up to 15, so that a tag is one byte.
 type tag = byte
 
 func varintTag(number protowire.Number) tag { return tag(number<<3) | tag(protowire.VarintType) }
@@ -25,6 +25,14 @@ func appendUint(dst []byte, t tag, v uint64) []byte {
 		return dst
 	}
 	return binary.AppendUvarint(append(dst, t), v)
+}
+
+// appendRareUint is appendUint of a field with a higher number.
+func appendRareUint(dst []byte, number protowire.Number, v uint64) []byte {
+	if v == 0 {
+		return dst
+	}
+	return binary.AppendUvarint(protowire.AppendTag(dst, number, protowire.VarintType), v)
 }
 
 func appendBool(dst []byte, t tag, v bool) []byte {

@@ -23,6 +23,7 @@ type operation struct {
 	connection
 	output  outputFormat
 	level   string
+	weaker  string
 	n, r, w int
 	version uint64
 	token   string
@@ -34,6 +35,7 @@ func (o *operation) addFlags(a *app, fs *pflag.FlagSet, write bool) {
 	fs.SortFlags = false
 	o.flags = fs
 	fs.StringVarP(&o.level, "consistency", "c", "", "`level`: strong, eventual or local (default what the key's policy says)")
+	fs.StringVar(&o.weaker, "fallback", "", "weaker `level`, eventual or local, to answer at when the asked one cannot be met")
 	fs.IntVar(&o.n, "n", 0, "eventual: how many of the key's replicas take part")
 	if write {
 		fs.IntVar(&o.w, "w", 0, "eventual: how many replicas acknowledge")
@@ -57,6 +59,13 @@ func (o *operation) options() ([]client.Option, error) {
 			return nil, usageError{err}
 		}
 		options = append(options, client.AtLevel(level))
+	}
+	if o.flags.Changed("fallback") {
+		level, err := kv.ParseLevel(o.weaker)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		options = append(options, client.Fallback(level))
 	}
 	for name, option := range map[string]func() client.Option{
 		"n":          func() client.Option { return client.N(o.n) },

@@ -28,6 +28,19 @@ func Local() Option { return func(r *request) { r.Level = kv.LevelLocal } }
 // AtLevel asks for the level; kv.LevelUnset leaves it to the policy of the key's prefix.
 func AtLevel(level kv.Level) Option { return func(r *request) { r.Level = level } }
 
+// Fallback permits a weaker level, kv.LevelEventual or kv.LevelLocal, where the one that was asked for cannot be met for want of
+// replicas; Result.Level says which one the answer has. A write falls back only if it was certainly not applied at the stronger
+// level.
+func Fallback(level kv.Level) Option {
+	return func(r *request) {
+		if level == kv.LevelUnset {
+			r.refuse(kv.Errorf(kv.CodeBadRequest, "there is no falling back to a level that is left to the policy"))
+			return
+		}
+		r.Fallback = level
+	}
+}
+
 // N chooses how many of the partition's replicas an eventual operation concerns, at least 1.
 func N(n int) Option { return quorumOption("n", n, func(q *kv.Quorum) { q.N = n }) }
 

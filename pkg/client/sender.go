@@ -13,6 +13,7 @@ import (
 
 	"github.com/caprockdb/caprock/api/kvpb"
 	"github.com/caprockdb/caprock/api/kvwire"
+	"github.com/caprockdb/caprock/pkg/kv"
 )
 
 // Transport settings. Fixed windows spare the pings by which gRPC estimates the bandwidth.
@@ -154,6 +155,10 @@ func (c *conn) sendBatch(stream grpc.ClientStream, out *outgoing) error {
 		wire := op.op
 		wire.ID = out.ids[i]
 		wire.Request.ID = op.id()
+		if op.write() && op.unsure.Load() {
+			// An earlier attempt may have been applied at the stronger level, where its id lets it be repeated.
+			wire.Request.Fallback = kv.LevelUnset
+		}
 		// The server gives up within the last millisecond before the client does. 0 would mean its default.
 		wire.Timeout = max(op.deadline.Sub(now).Truncate(time.Millisecond), time.Millisecond)
 		out.frame.Data = kvwire.AppendOperation(out.frame.Data, &wire)

@@ -81,8 +81,11 @@ const (
 // Request is one operation on one key as a user asked for it. Its deadline travels in the context beside it.
 // The lanes treat Key, Value and Context as immutable; whoever builds a Request gives them up.
 type Request struct {
-	Op        Op
-	Level     Level // LevelUnset: the policy decides
+	Op    Op
+	Level Level // LevelUnset: the policy decides
+	// Fallback is a weaker level that the answer may have when Level cannot be met; LevelUnset permits none. The node that was
+	// asked sees to it, so that nodes never say it to one another.
+	Fallback  Level
 	Quorum    Quorum
 	Condition Condition
 	Siblings  SiblingMode

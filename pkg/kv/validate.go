@@ -36,6 +36,9 @@ func (r *Request) Validate(l Limits) error {
 	if r.Sloppy && (r.Level != LevelEventual || !r.Op.IsWrite()) {
 		return Errorf(CodeBadRequest, "sloppy= lets hints count as acknowledgements of a write at level eventual; it means nothing here")
 	}
+	if err := r.validateFallback(); err != nil {
+		return err
+	}
 	if r.Level == LevelStrong {
 		return r.validateStrong(l)
 	}

@@ -61,6 +61,7 @@ const (
 	UnsettledReturned       Name = "unsettled_returned"
 	TombstoneAboveLive      Name = "tombstone_above_live"
 	HealingCounted          Name = "healing_counted"
+	FallbackAfterUnknown    Name = "fallback_after_unknown"
 )
 
 // All returns every name, in the order in which they are run.
@@ -93,5 +94,6 @@ func All() []Name {
 		UnsettledReturned,
 		TombstoneAboveLive,
 		HealingCounted,
+		FallbackAfterUnknown,
 	}
 }

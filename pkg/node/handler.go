@@ -15,6 +15,7 @@ import (
 const (
 	metaCommand = 'c'
 	metaProbe   = 'p'
+	metaPing    = 'a'
 )
 
 // handler serves peers: it is the node's face towards the transport. Raft frames go straight to the store loop's inbox;
@@ -121,6 +122,8 @@ func (h handler) HandleMeta(_ kv.NodeID, payload []byte, reply func([]byte, erro
 	}
 	body := payload[1:]
 	switch payload[0] {
+	case metaPing:
+		reply(nil, nil) // it is enough to be there
 	case metaProbe:
 		reply(h.n.answerProbe(body))
 	case metaCommand:

@@ -14,6 +14,8 @@ type metrics struct {
 	// refusedDisk counts writes of users and of peers.
 	refusedDisk prometheus.Counter
 	staleEpoch  prometheus.Counter
+	// degraded counts operations that were answered at their fallback level.
+	degraded *prometheus.CounterVec
 	clockSkew   prometheus.Counter
 	// failures counts strong requests without a majority, by operation; the eventual lane counts its own beside them.
 	failures [kv.OpList + 1]prometheus.Counter
@@ -44,6 +46,9 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 		staleEpoch: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kvstore_stale_epoch_total", Help: "Peer requests refused because the epochs of the partition map differed.",
 		}),
+		degraded: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kvstore_degraded_operations_total", Help: "Operations answered at the weaker level that their fallback permitted.",
+		}, []string{"requested_level", "achieved_level", "operation"}),
 		clockSkew: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kvstore_gossip_clock_skew_total", Help: "Clock readings seen by gossip that were too far ahead to be taken over.",
 		}),
@@ -66,6 +71,6 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 	free := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "kvstore_storage_free_bytes", Help: "Free bytes of the data directory's filesystem, at most a second old; 0 where it cannot tell.",
 	}, func() float64 { return float64(n.space.available.Load()) })
-	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.clockSkew, inFlight, epoch, free)
+	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, inFlight, epoch, free)
 	return m
 }

@@ -55,6 +55,7 @@ type Node struct {
 	// avoided are nodes that refused what was forwarded to them; forwardedAt is when something was forwarded here last, in
 	// nanoseconds of Unix time.
 	avoided     avoided
+	reach       *reach
 	forwardedAt atomic.Int64
 	// bootstrapped is set once this disk may act under its node id and group 0 is open.
 	bootstrapped atomic.Bool
@@ -77,6 +78,10 @@ func New(cfg Config, deps Deps) (*Node, error) {
 	if n.resolvers = deps.Resolvers; n.resolvers == nil {
 		n.resolvers = quorum.NewRegistry(cfg.Limits.ValueBytesMax)
 	}
+	n.reach = newReach(func(ctx context.Context, to kv.NodeID) error {
+		_, err := n.mux.Meta(ctx, to, []byte{metaPing})
+		return err
+	})
 	n.workers = newWorkers(n.gate.closing.Done())
 	n.metrics = newMetrics(deps.Registerer, n)
 	n.admission.opsMax, n.admission.bytesMax = int64(cfg.OpsInFlightMax), cfg.BytesInFlightMax

@@ -33,6 +33,8 @@ type route struct {
 	resolver  quorum.Resolver // eventual and local only, as are the next two
 	repair    quorum.RepairMode
 	quorum    kv.Quorum
+	// beginBy is when a strong request that has a fallback is not offered again; zero: its deadline alone counts.
+	beginBy time.Time
 }
 
 // Execute serves one request that a user sent to this node. The error is a *kv.Error.
@@ -70,13 +72,20 @@ func (n *Node) route(ctx context.Context, r *kv.Request) (kv.Response, error) {
 	if err != nil {
 		return kv.Response{}, err
 	}
+	if rt.request.Fallback != kv.LevelUnset {
+		return n.degradable(ctx, rt)
+	}
+	return n.run(ctx, rt)
+}
+
+// run runs a planned request on its lane.
+func (n *Node) run(ctx context.Context, rt route) (res kv.Response, err error) {
 	if rt.request.Level != kv.LevelStrong {
 		if rt.request.Op == kv.OpList && !rt.request.List.Single {
 			return n.list(ctx, rt.state, rt.request)
 		}
 		return n.routeEventual(ctx, rt)
 	}
-	var res kv.Response
 	if rt.request.Op == kv.OpList && !rt.request.List.Single {
 		res, err = n.list(ctx, rt.state, rt.request)
 	} else {
@@ -137,12 +146,23 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 }
 
 // routeStrong takes the request to the partition's leader, and tries again while nothing can have been applied: until
-// the deadline for a request of this node's own user, once for one that another node forwarded.
+// the deadline for a request of this node's own user, once for one that another node forwarded. It gives up before when
+// no majority can be reached.
 func (n *Node) routeStrong(ctx context.Context, rt route) (kv.Response, error) {
+	var f failing
 	for attempt := 0; ; attempt++ {
 		res, err := n.tryStrong(ctx, rt, attempt)
-		if err == nil || !n.mayRetry(rt.request, err) {
+		if err == nil || !harmless(rt.request, err) {
 			return res, err
+		}
+		if attempt == 0 {
+			f.since = time.Now()
+		}
+		if lost := n.lost(ctx, &rt, &f, err); lost != nil {
+			return kv.Response{}, lost
+		}
+		if rt.request.Hops > 0 || !rt.beginBy.IsZero() && time.Now().After(rt.beginBy) {
+			return kv.Response{}, err // who forwarded it tries again
 		}
 		select {
 		case <-ctx.Done():
@@ -154,13 +174,15 @@ func (n *Node) routeStrong(ctx context.Context, rt route) (kv.Response, error) {
 	}
 }
 
-// mayRetry reports whether offering the request again can do no harm and may help.
+// mayRetry reports whether this node should offer the request again.
 func (n *Node) mayRetry(r *kv.Request, err error) bool {
+	return r.Hops == 0 && harmless(r, err) // otherwise who forwarded it retries
+}
+
+// harmless reports whether offering the request again can do no harm and may help. Refused load is not offered again at once.
+func harmless(r *kv.Request, err error) bool {
 	e := kv.AsError(err)
-	if r.Hops > 0 || e.Code == kv.CodeOverloaded {
-		return false // who forwarded it retries, and refused load is not offered again at once
-	}
-	return e.Retryable && (e.Outcome == kv.OutcomeNotApplied || !r.Op.IsWrite())
+	return e.Code != kv.CodeOverloaded && e.Retryable && (e.Outcome == kv.OutcomeNotApplied || !r.Op.IsWrite())
 }
 
 // tryStrong makes one attempt: here when this node leads, else at the leader, else at an owner that may know it.
@@ -179,18 +201,30 @@ func (n *Node) tryStrong(ctx context.Context, rt route, attempt int) (kv.Respons
 		return n.serveStrong(ctx, rt)
 	case target == kv.NoNode:
 		return kv.Response{}, kv.Errorf(kv.CodeNoLeader, "partition %d has no leader at present", rt.partition)
+	case owner && n.silent(group):
+		// It would be sent into the void, and nobody could say what became of it.
+		return kv.Response{}, kv.Errorf(kv.CodeNoLeader, "nothing was heard of node %s, the leader of partition %d, for a while", n.NodeName(target), rt.partition)
 	case rt.request.Hops >= hopsMax:
 		err := kv.Errorf(kv.CodeNoLeader, "the request was forwarded %d times without finding the leader of partition %d", rt.request.Hops, rt.partition)
 		err.Leader = n.NodeName(target)
 		return kv.Response{}, err
+	case rt.request.Op == kv.OpGet:
+		return n.forwardRead(ctx, target, rt.request)
 	}
 	return n.forward(ctx, target, rt.request)
+}
+
+// silent reports whether this node's replica of the group is out of touch with a majority.
+func (n *Node) silent(g kv.GroupID) bool {
+	silence, replica := n.strong.Silence(g)
+	return replica && silence >= n.strong.SilenceMax()
 }
 
 // forward hands the request to another node.
 func (n *Node) forward(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error) {
 	c := *r
 	c.Hops++
+	c.Fallback = kv.LevelUnset // which this node sees to
 	n.metrics.forwarded.Inc()
 	res, err := n.mux.Forward(ctx, to, &c)
 	if err != nil {
@@ -318,7 +352,7 @@ func (n *Node) handToLeader(ctx context.Context, rt route) (kv.Response, error) 
 	if leader == kv.NoNode || leader == n.id.Node || rt.request.Hops >= hopsMax {
 		return kv.Response{}, kv.Errorf(kv.CodeNoLeader, "partition %d has no leader at present that could answer", rt.partition)
 	}
-	return n.forward(ctx, leader, rt.request)
+	return n.forwardRead(ctx, leader, rt.request)
 }
 
 // followerPatience is how long a follower's own replica may take to catch up with a read, before the leader answers it.
