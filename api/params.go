@@ -22,7 +22,7 @@ type params struct {
 	ttl       time.Duration // 0: for ever
 	sloppy    bool
 	fallback  kv.Level // LevelUnset: none
-	seen      uint32 // a bit for each entry of dataParams that was given
+	seen      uint32   // a bit for each entry of dataParams that was given
 }
 
 // dataParam is one documented parameter of the data routes.

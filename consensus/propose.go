@@ -207,8 +207,8 @@ func (s *Store) await(ctx context.Context, g kv.GroupID, b *barrier) (Peeked, er
 	if v == nil || v.leaderID() == kv.NoNode {
 		return Peeked{}, notLeader(g, kv.NoNode)
 	}
-	if s.silent(v) {
-		return outOfTouch(g)
+	if b.index == 0 && s.silent(v) {
+		return Peeked{}, outOfTouch(g)
 	}
 	if v.barriers.Add(1) > int64(s.cfg.BarriersMax) {
 		v.barriers.Add(-1)

@@ -62,13 +62,10 @@ var hunters = map[mutant.Name][]string{
 	mutant.HealingCounted:          {"TestReplicaThatLostItsRowsAnswersForNothingUntilItHasHealed"},
 	mutant.FirstAnswerWins:         {"TestReadsWhoseQuorumOverlapsTheWritesSeeThem"},
 	mutant.ListSkipsPageEdge:       {"TestListingsShowWhatBothLanesAcknowledged"},
-<<<<<<< HEAD
 	mutant.HintDroppedSilently:     {"TestReplicasConvergeAlthoughHintsWereDropped"},
 	mutant.RepairWritesNothing:     {"TestReadRepairAloneBringsWhatAReplicaMissed"},
 	mutant.ExchangeSkipsTombstones: {"TestNodeAwayForThirtyDaysResurrectsNothing"},
-=======
 	mutant.FallbackAfterUnknown:    {"TestStrongWriteOfUnknownOutcomeDoesNotFallBack"},
->>>>>>> 6ecc624 (node: a node without its majority says so within a second; fallback to a weaker level)
 	mutant.RepairAfterAnswer:       {"TestBlockingReadRepairMakesReadsMonotonic"},
 }
 

@@ -15,8 +15,8 @@ type metrics struct {
 	refusedDisk prometheus.Counter
 	staleEpoch  prometheus.Counter
 	// degraded counts operations that were answered at their fallback level.
-	degraded *prometheus.CounterVec
-	clockSkew   prometheus.Counter
+	degraded  *prometheus.CounterVec
+	clockSkew prometheus.Counter
 	// failures counts strong requests without a majority, by operation; the eventual lane counts its own beside them.
 	failures [kv.OpList + 1]prometheus.Counter
 }
