@@ -17,6 +17,9 @@ type Backend interface {
 	// Execute runs one request to its end. The context carries its deadline. A failure is a *kv.Error; any other error
 	// is answered as kv.CodeInternal. A read of an absent key is no error.
 	Execute(ctx context.Context, r *kv.Request) (kv.Response, error)
+	// ExecuteEach runs requests that came together, each by itself and those on one key in their order, and answers each at its
+	// place.
+	ExecuteEach(ctx context.Context, rs []kv.Request) []kv.Answer
 	// NodeName returns the name of a member, "" when the id is unknown.
 	NodeName(id kv.NodeID) string
 	// Self returns the name of this node.

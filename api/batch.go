@@ -4,13 +4,9 @@ import (
 	"bytes"
 	"context"
 	"net/http"
-	"sync"
 
 	"github.com/caprockdb/caprock/pkg/kv"
 )
-
-// batchWorkersMax bounds the operations of one batch that run at once.
-const batchWorkersMax = 64
 
 // itemOutcome is what became of one operation of a batch.
 type itemOutcome struct {
@@ -34,29 +30,7 @@ func (x *executor) batch(ctx context.Context, items []kv.Request, atomic bool, i
 		x.refuse(kv.LevelUnset, kv.OpBatch)
 		return nil, kv.Errorf(kv.CodeBadRequest, "an Idempotency-Key names one write: a batch has one with atomic=true only")
 	}
-	out := make([]itemOutcome, len(items))
-	byKey := make(map[string][]int, len(items))
-	var order []string
-	for i := range items {
-		key := string(items[i].Key)
-		if byKey[key] == nil {
-			order = append(order, key)
-		}
-		byKey[key] = append(byKey[key], i)
-	}
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, batchWorkersMax)
-	for _, key := range order {
-		slots <- struct{}{}
-		wg.Go(func() {
-			for _, i := range byKey[key] {
-				out[i].resp, out[i].err = x.execute(ctx, &items[i])
-			}
-			<-slots
-		})
-	}
-	wg.Wait()
-	return out, nil
+	return x.executeEach(ctx, items), nil
 }
 
 func checkBatch(items []kv.Request) *kv.Error {

@@ -53,6 +53,43 @@ func (x *executor) execute(ctx context.Context, r *kv.Request) (kv.Response, *kv
 	return resp, failure
 }
 
+// executeEach runs requests that came together, each by itself, and counts each. Those on one key run in their order.
+func (x *executor) executeEach(ctx context.Context, items []kv.Request) []itemOutcome {
+	out := make([]itemOutcome, len(items))
+	start := time.Now()
+	sent, places := make([]kv.Request, 0, len(items)), make([]int, 0, len(items))
+	for i := range items {
+		if level := items[i].Level; level != kv.LevelUnset {
+			if err := items[i].Validate(x.limits); err != nil {
+				out[i].err = classify(items[i].Op, err)
+				x.metrics.observe(level, items[i].Op, resultOf(out[i].err), time.Since(start))
+				continue
+			}
+		}
+		sent, places = append(sent, items[i]), append(places, i)
+	}
+	if len(sent) == 0 {
+		return out
+	}
+	for at, a := range x.backend.ExecuteEach(ctx, sent) {
+		i := places[at]
+		op, level := items[i].Op, items[i].Level
+		out[i].resp = a.Response
+		if a.Err != nil {
+			out[i].err = classify(op, a.Err)
+		}
+		result := resultOf(out[i].err)
+		if out[i].err == nil {
+			level = a.Response.Level
+			if op == kv.OpGet && !a.Response.Found {
+				result = resultNotFound
+			}
+		}
+		x.metrics.observe(level, op, result, time.Since(start))
+	}
+	return out
+}
+
 // refuse counts an operation that never reached the backend because its request was malformed.
 func (x *executor) refuse(level kv.Level, op kv.Op) {
 	x.metrics.count(level, op, resultRefused)

@@ -43,6 +43,39 @@ func newFakeNode() *fakeNode {
 
 var fakeTime = time.Date(2026, 3, 4, 5, 6, 7, 89_000_000, time.UTC)
 
+// executeEach runs the requests, those on one key in their order and all others at once.
+func executeEach(ctx context.Context, rs []kv.Request, execute func(context.Context, *kv.Request) (kv.Response, error)) []kv.Answer {
+	out := make([]kv.Answer, len(rs))
+	byKey := map[string][]int{}
+	for i := range rs {
+		byKey[string(rs[i].Key)] = append(byKey[string(rs[i].Key)], i)
+	}
+	var wg sync.WaitGroup
+	for _, indexes := range byKey {
+		wg.Go(func() {
+			for _, i := range indexes {
+				var err error
+				if out[i].Response, err = execute(ctx, &rs[i]); err != nil {
+					out[i].Err = kv.AsError(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+func (f *fakeNode) ExecuteEach(ctx context.Context, rs []kv.Request) []kv.Answer {
+	out := make([]kv.Answer, len(rs))
+	for i := range rs {
+		var err error
+		if out[i].Response, err = f.Execute(ctx, &rs[i]); err != nil {
+			out[i].Err = kv.AsError(err)
+		}
+	}
+	return out
+}
+
 func (f *fakeNode) Execute(ctx context.Context, r *kv.Request) (kv.Response, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -28,6 +28,10 @@ func (n *scriptedNode) Execute(ctx context.Context, r *kv.Request) (kv.Response,
 	return n.run(ctx, r)
 }
 
+func (n *scriptedNode) ExecuteEach(ctx context.Context, rs []kv.Request) []kv.Answer {
+	return executeEach(ctx, rs, n.run)
+}
+
 // grpcFront is a served gRPC front and a connection to it.
 type grpcFront struct {
 	t      *testing.T

@@ -36,8 +36,6 @@ type RESPConfig struct {
 	CommandBytesMax int
 	// ReplyBytesMax bounds the values that one MGET may return together.
 	ReplyBytesMax int
-	// FanoutMax is how many keys of one command are worked on at once.
-	FanoutMax int
 	// IdleTimeout is how long a client may send nothing, between commands or within one.
 	IdleTimeout time.Duration
 	// WriteTimeout bounds how long a client may take to accept a reply.
@@ -55,7 +53,6 @@ func DefaultRESPConfig() RESPConfig {
 		BulkBytesMax:    4 << 20,
 		CommandBytesMax: 16 << 20,
 		ReplyBytesMax:   64 << 20,
-		FanoutMax:       32,
 		IdleTimeout:     10 * time.Minute,
 		WriteTimeout:    30 * time.Second,
 	}
@@ -74,7 +71,6 @@ func (c RESPConfig) Validate() error {
 		{"ArgsMax", int64(c.ArgsMax)},
 		{"KeysMax", int64(c.KeysMax)},
 		{"ReplyBytesMax", int64(c.ReplyBytesMax)},
-		{"FanoutMax", int64(c.FanoutMax)},
 		{"IdleTimeout", int64(c.IdleTimeout)},
 		{"WriteTimeout", int64(c.WriteTimeout)},
 	} {

@@ -3,9 +3,6 @@ package api
 import (
 	"context"
 	"fmt"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/tidwall/redcon"
 
@@ -22,7 +19,12 @@ func (c *respConn) deadline() (context.Context, context.CancelFunc) {
 
 // read reads one key. Concurrent versions are resolved to the last writer's: a Redis reply holds one value.
 func (c *respConn) read(ctx context.Context, key []byte) (kv.Response, *kv.Error) {
-	return c.s.exec.execute(ctx, &kv.Request{Op: kv.OpGet, Level: c.level, Siblings: kv.SiblingsResolve, Key: key})
+	r := c.reads(key)
+	return c.s.exec.execute(ctx, &r)
+}
+
+func (c *respConn) reads(key []byte) kv.Request {
+	return kv.Request{Op: kv.OpGet, Level: c.level, Siblings: kv.SiblingsResolve, Key: key}
 }
 
 func (c *respConn) get(args [][]byte) {
@@ -50,27 +52,30 @@ func (c *respConn) strlen(args [][]byte) {
 	c.out = redcon.AppendInt(c.out, int64(len(resp.Value)))
 }
 
-func (c *respConn) write(ctx context.Context, key, value []byte, ttl time.Duration) (kv.Response, *kv.Error) {
-	return c.s.exec.execute(ctx, &kv.Request{Op: kv.OpPut, Level: c.level, Key: key, Value: value, TTL: ttl})
-}
+// mgetKeysMax is how many keys one MGET reads before it looks at how much that was.
+const mgetKeysMax = 128
 
 func (c *respConn) mget(args [][]byte) {
 	if c.tooManyKeys(len(args)) {
 		return
 	}
-	var size atomic.Int64
-	found := make([]kv.Response, len(args))
-	_, failed := c.each(len(args), func(ctx context.Context, i int) (err *kv.Error) {
-		if size.Load() > int64(c.s.cfg.ReplyBytesMax) {
-			return kv.Errorf(kv.CodeBadRequest, "the values of one MGET exceed %d bytes; ask for fewer keys", c.s.cfg.ReplyBytesMax)
+	found, size := make([]kv.Response, 0, len(args)), 0
+	ctx, cancel := c.deadline()
+	defer cancel()
+	for first := 0; first < len(args); first += mgetKeysMax {
+		part := args[first:min(first+mgetKeysMax, len(args))]
+		for _, o := range c.each(ctx, len(part), func(i int) kv.Request { return c.reads(part[i]) }) {
+			if o.err != nil {
+				c.failure(o.err)
+				return
+			}
+			size += len(o.resp.Value)
+			found = append(found, o.resp)
 		}
-		found[i], err = c.read(ctx, args[i])
-		size.Add(int64(len(found[i].Value)))
-		return err
-	})
-	if failed != nil {
-		c.failure(failed)
-		return
+		if size > c.s.cfg.ReplyBytesMax {
+			c.failure(kv.Errorf(kv.CodeBadRequest, "the values of one MGET exceed %d bytes; ask for fewer keys", c.s.cfg.ReplyBytesMax))
+			return
+		}
 	}
 	c.out = redcon.AppendArray(c.out, len(found))
 	for i := range found {
@@ -88,19 +93,19 @@ func (c *respConn) exists(args [][]byte) {
 		return
 	}
 	keys, named := distinct(args)
-	var count atomic.Int64
-	_, failed := c.each(len(keys), func(ctx context.Context, i int) *kv.Error {
-		resp, err := c.read(ctx, keys[i])
-		if err == nil && resp.Found {
-			count.Add(int64(named[i]))
+	ctx, cancel := c.deadline()
+	defer cancel()
+	count := 0
+	for i, o := range c.each(ctx, len(keys), func(i int) kv.Request { return c.reads(keys[i]) }) {
+		if o.err != nil {
+			c.failure(o.err)
+			return
 		}
-		return err
-	})
-	if failed != nil {
-		c.failure(failed)
-		return
+		if o.resp.Found {
+			count += named[i]
+		}
 	}
-	c.out = redcon.AppendInt(c.out, count.Load())
+	c.out = redcon.AppendInt(c.out, int64(count))
 }
 
 // del counts the keys that existed.
@@ -109,19 +114,19 @@ func (c *respConn) del(args [][]byte) {
 		return
 	}
 	keys, _ := distinct(args)
-	var count atomic.Int64
-	done, failed := c.each(len(keys), func(ctx context.Context, i int) *kv.Error {
-		resp, err := c.s.exec.execute(ctx, &kv.Request{Op: kv.OpDelete, Level: c.level, Key: keys[i]})
-		if err == nil && resp.Found {
-			count.Add(1)
-		}
-		return err
-	})
-	if failed != nil {
-		c.partial("DEL", done, len(keys), failed)
+	ctx, cancel := c.deadline()
+	defer cancel()
+	outcomes := c.each(ctx, len(keys), func(i int) kv.Request { return kv.Request{Op: kv.OpDelete, Level: c.level, Key: keys[i]} })
+	if !c.all("DEL", outcomes) {
 		return
 	}
-	c.out = redcon.AppendInt(c.out, count.Load())
+	count := 0
+	for _, o := range outcomes {
+		if o.resp.Found {
+			count++
+		}
+	}
+	c.out = redcon.AppendInt(c.out, int64(count))
 }
 
 // mset writes every key once: of a key that is named twice the last value counts, as in Redis.
@@ -143,15 +148,42 @@ func (c *respConn) mset(args [][]byte) {
 			writes = append(writes, i)
 		}
 	}
-	done, failed := c.each(len(writes), func(ctx context.Context, i int) *kv.Error {
-		_, err := c.write(ctx, args[writes[i]], args[writes[i]+1], 0)
-		return err
+	ctx, cancel := c.deadline()
+	defer cancel()
+	outcomes := c.each(ctx, len(writes), func(i int) kv.Request {
+		return kv.Request{Op: kv.OpPut, Level: c.level, Key: args[writes[i]], Value: args[writes[i]+1]}
 	})
-	if failed != nil {
-		c.partial("MSET", done, len(writes), failed)
-		return
+	if c.all("MSET", outcomes) {
+		c.ok()
 	}
-	c.ok()
+}
+
+// each runs n requests on distinct keys at once.
+func (c *respConn) each(ctx context.Context, n int, request func(i int) kv.Request) []itemOutcome {
+	requests := make([]kv.Request, n)
+	for i := range requests {
+		requests[i] = request(i)
+	}
+	return c.s.exec.executeEach(ctx, requests)
+}
+
+// all appends the error of a command of which not all writes were applied, with the first failure, and returns whether all were.
+func (c *respConn) all(name string, outcomes []itemOutcome) bool {
+	var failed *kv.Error
+	done := 0
+	for i := range outcomes {
+		switch err := outcomes[i].err; {
+		case err == nil:
+			done++
+		case failed == nil:
+			failed = err
+		}
+	}
+	if failed == nil {
+		return true
+	}
+	c.partial(name, done, len(outcomes), failed)
+	return false
 }
 
 // partial appends the error of a command that changed some of its keys, which its caller must know.
@@ -185,43 +217,4 @@ func distinct(args [][]byte) (keys [][]byte, named []int) {
 		named[i]++
 	}
 	return keys, named
-}
-
-// each calls run for 0 to n−1, FanoutMax at a time, under one deadline. It returns how many succeeded, and the failure
-// with the lowest index. Every index is tried: stopping at the first failure would leave more keys in doubt, not fewer.
-func (c *respConn) each(n int, run func(ctx context.Context, i int) *kv.Error) (done int, failed *kv.Error) {
-	ctx, cancel := c.deadline()
-	defer cancel()
-	failures := make([]*kv.Error, n)
-	var (
-		next    atomic.Int64
-		workers sync.WaitGroup
-		bug     atomic.Pointer[any]
-	)
-	work := func() {
-		defer func() { // a panic goes to the connection's goroutine, which answers for it
-			if cause := recover(); cause != nil {
-				bug.Store(&cause)
-			}
-		}()
-		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-			failures[i] = run(ctx, i)
-		}
-	}
-	for range min(n, c.s.cfg.FanoutMax) - 1 {
-		workers.Go(work)
-	}
-	work()
-	workers.Wait()
-	if cause := bug.Load(); cause != nil {
-		panic(*cause)
-	}
-	for _, failure := range failures {
-		if failure == nil {
-			done++
-		} else if failed == nil {
-			failed = failure
-		}
-	}
-	return done, failed
 }

@@ -289,7 +289,7 @@ func TestRedisProtocolViolationsEndTheConnection(t *testing.T) {
 
 func TestRedisLimits(t *testing.T) {
 	cfg := DefaultRESPConfig()
-	cfg.KeysMax, cfg.ConnectionsMax, cfg.IdleTimeout, cfg.ReplyBytesMax, cfg.FanoutMax = 3, 2, 200*time.Millisecond, 10, 1
+	cfg.KeysMax, cfg.ConnectionsMax, cfg.IdleTimeout, cfg.ReplyBytesMax = 3, 2, 200*time.Millisecond, 10
 	_, addr := startRESP(t, cfg, newFakeNode())
 	first, second := dialRESP(t, addr), dialRESP(t, addr)
 	require.Equal(t, "+PONG", first.do("PING"))

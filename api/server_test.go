@@ -244,6 +244,6 @@ func TestConfigThatMakesNoSenseIsRefused(t *testing.T) {
 	_, err := NewRESP(bad, testDeps(newFakeNode()))
 	require.Error(t, err)
 	bad = DefaultRESPConfig()
-	bad.FanoutMax = 0
+	bad.KeysMax = 0
 	require.Error(t, bad.Validate())
 }

@@ -24,6 +24,14 @@ func (d direct) Read(_ context.Context, to kv.NodeID, r ReadRequest, done func(R
 	done(d.c.nodes[to].store.Read(r))
 }
 
+func (d direct) WriteEach(_ context.Context, to kv.NodeID, ws []WriteRequest, done func(int, []WriteResult)) {
+	d.c.nodes[to].store.WriteEach(ws, func(results []WriteResult) { done(0, results) })
+}
+
+func (d direct) ReadEach(_ context.Context, to kv.NodeID, rs []ReadRequest, done func(int, []ReadResult)) {
+	done(0, readEach(d.c.nodes[to].store, rs))
+}
+
 func benchCluster(b *testing.B) *cluster {
 	c := newClusterOn(b, 3, storage.DefaultConfig(), func() (storage.FS, func() storage.FS) { return storage.NewMemFS(), nil })
 	for _, n := range c.nodes {

@@ -71,6 +71,8 @@ type testNode struct {
 	hints  *Hints
 	reg    *prometheus.Registry
 	dead   atomic.Bool
+	// groups counts the messages with many requests that the node sent, singles those with one.
+	groups, singles atomic.Int64
 	// fenced is set when the power goes: nothing leaves the node any more.
 	fenced atomic.Bool
 	// position is what Positions returns.
@@ -331,6 +333,7 @@ type wires struct {
 }
 
 func (w wires) Write(ctx context.Context, to kv.NodeID, r WriteRequest, done func(WriteReply, error)) {
+	w.from.singles.Add(1)
 	carry(w, ctx, to, done, func(n *testNode, reply func(WriteReply, error)) {
 		if r.HintFor != kv.NoNode {
 			n.hints.Take(r, reply)
@@ -341,7 +344,50 @@ func (w wires) Write(ctx context.Context, to kv.NodeID, r WriteRequest, done fun
 }
 
 func (w wires) Read(ctx context.Context, to kv.NodeID, r ReadRequest, done func(ReadReply, error)) {
+	w.from.singles.Add(1)
 	carry(w, ctx, to, done, func(n *testNode, reply func(ReadReply, error)) { reply(n.store.Read(r)) })
+}
+
+// WriteEach counts as one message.
+func (w wires) WriteEach(ctx context.Context, to kv.NodeID, rs []WriteRequest, done func(int, []WriteResult)) {
+	w.from.groups.Add(1)
+	carry(w, ctx, to, func(results []WriteResult, err error) {
+		if err != nil {
+			results = make([]WriteResult, len(rs))
+			for i := range results {
+				results[i].Err = err
+			}
+		}
+		done(0, results)
+	}, func(n *testNode, reply func([]WriteResult, error)) {
+		n.store.WriteEach(rs, func(results []WriteResult) { reply(results, nil) })
+	})
+}
+
+// ReadEach answers in two halves, as a reply that became too large would.
+func (w wires) ReadEach(ctx context.Context, to kv.NodeID, rs []ReadRequest, done func(int, []ReadResult)) {
+	w.from.groups.Add(1)
+	carry(w, ctx, to, func(results []ReadResult, err error) {
+		if err != nil {
+			results = make([]ReadResult, len(rs))
+			for i := range results {
+				results[i].Err = err
+			}
+		}
+		half := len(results) / 2
+		if half > 0 {
+			done(0, results[:half])
+		}
+		done(half, results[half:])
+	}, func(n *testNode, reply func([]ReadResult, error)) { reply(readEach(n.store, rs), nil) })
+}
+
+func readEach(s *Store, rs []ReadRequest) []ReadResult {
+	results := make([]ReadResult, len(rs))
+	for i := range rs {
+		results[i].Reply, results[i].Err = s.Read(rs[i])
+	}
+	return results
 }
 
 func (w wires) Scan(ctx context.Context, to kv.NodeID, r ScanRequest) (ScanReply, error) {

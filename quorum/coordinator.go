@@ -118,41 +118,57 @@ func (c *Coordinator) Run(ctx context.Context) error {
 // Do serves the request. ctx carries its deadline. The error is a *kv.Error.
 func (c *Coordinator) Do(ctx context.Context, call Call) (kv.Response, error) {
 	res, err := c.do(ctx, &call)
-	if err == nil {
-		return res, nil
+	if err != nil {
+		return kv.Response{}, c.failure(call.Request.Op, err)
 	}
+	return res, nil
+}
+
+// failure is what a request ends with that failed, which it counts.
+func (c *Coordinator) failure(op kv.Op, err error) *kv.Error {
 	e := kv.AsError(err)
 	if e.Code == kv.CodeQuorumUnavailable || e.Code == kv.CodeDeadlineExceeded {
-		c.metrics.failures[call.Request.Op].Inc()
+		c.metrics.failures[op].Inc()
 	}
-	return kv.Response{}, e
+	return e
 }
 
 func (c *Coordinator) do(ctx context.Context, call *Call) (kv.Response, error) {
-	r := call.Request
-	invariant.Check(slices.Contains(call.Owners, c.deps.Self), "node %d coordinates for partition %d, which it does not replicate",
-		c.deps.Self, call.Partition)
-	if r.Level == kv.LevelLocal {
-		call.Quorum = kv.Quorum{N: len(call.Owners), R: 1, W: 1}
-	}
-	if _, err := call.Quorum.Resolve(call.Quorum, len(call.Owners)); err != nil {
+	if err := c.check(ctx, call); err != nil {
 		return kv.Response{}, err
-	}
-	if call.Resolver == nil && call.ResolverOf == nil {
-		return kv.Response{}, kv.Errorf(kv.CodeInternal, "the key's policy names a resolver that this node does not know")
-	}
-	if c.calls.isStopped() {
-		return kv.Response{}, kv.Errorf(kv.CodeNotReady, "the node is stopping")
-	}
-	if ctx.Err() != nil {
-		return kv.Response{}, kv.Errorf(kv.CodeDeadlineExceeded, "the deadline passed before anything was sent")
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.RequestTimeout)
 		defer cancel()
 	}
-	switch {
+	return c.serve(ctx, call)
+}
+
+// check refuses what cannot be served.
+func (c *Coordinator) check(ctx context.Context, call *Call) error {
+	invariant.Check(slices.Contains(call.Owners, c.deps.Self), "node %d coordinates for partition %d, which it does not replicate",
+		c.deps.Self, call.Partition)
+	if call.Request.Level == kv.LevelLocal {
+		call.Quorum = kv.Quorum{N: len(call.Owners), R: 1, W: 1}
+	}
+	if _, err := call.Quorum.Resolve(call.Quorum, len(call.Owners)); err != nil {
+		return err
+	}
+	if call.Resolver == nil && call.ResolverOf == nil {
+		return kv.Errorf(kv.CodeInternal, "the key's policy names a resolver that this node does not know")
+	}
+	if c.calls.isStopped() {
+		return kv.Errorf(kv.CodeNotReady, "the node is stopping")
+	}
+	if ctx.Err() != nil {
+		return kv.Errorf(kv.CodeDeadlineExceeded, "the deadline passed before anything was sent")
+	}
+	return nil
+}
+
+func (c *Coordinator) serve(ctx context.Context, call *Call) (kv.Response, error) {
+	switch r := call.Request; {
 	case r.Op.IsWrite():
 		return c.write(ctx, call)
 	case r.Op == kv.OpList:

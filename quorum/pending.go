@@ -172,6 +172,29 @@ func (p *pendingKeys) offer(c *commit) error {
 	return nil
 }
 
+// offerAll hands the commits, of different keys, to the committer as one: all of them are in one batch. Its error is as
+// offer's. No lock is held.
+func (p *pendingKeys) offerAll(commits []*commit) error {
+	if len(commits) == 0 {
+		return nil
+	}
+	done := func(err error) {
+		for _, c := range commits {
+			c.done(err)
+		}
+	}
+	err := p.committer.Commit(func(b *storage.Batch) {
+		for _, c := range commits {
+			c.fill(b)
+		}
+	}, done)
+	if err != nil {
+		done(err)
+		return notCommitted(err, false)
+	}
+	return nil
+}
+
 // fill encodes the key's newest content into the committer's batch, which may be more than was there when the commit
 // was queued. Commits of one key may therefore be filled in any order and the last one is still complete.
 func (c *commit) fill(b *storage.Batch) {

@@ -53,13 +53,22 @@ type heard struct {
 
 // read coordinates a GET.
 func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error) {
+	o, res, err := c.newRead(ctx, call)
+	if o == nil {
+		return res, err
+	}
+	return o.run(ctx)
+}
+
+// newRead answers a read that this node can answer alone, and otherwise returns what asks the others.
+func (c *Coordinator) newRead(ctx context.Context, call *Call) (*readOp, kv.Response, error) {
 	sampled := c.reads.take() && len(call.Owners) > 1
 	if call.Request.Level == kv.LevelLocal && !sampled {
 		call.Quorum.N = 1
 	}
 	nodes, alive := c.participants(call)
 	if alive < call.Quorum.R {
-		return kv.Response{}, tooFewAlive(call.Quorum.R, alive, len(nodes))
+		return nil, kv.Response{}, tooFewAlive(call.Quorum.R, alive, len(nodes))
 	}
 	if call.Quorum.R == 1 && !sampled {
 		reply, err := c.deps.Store.Read(call.readRequest())
@@ -67,10 +76,11 @@ func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error)
 			err = errUncounted(call.Partition, c.deps.Self)
 		}
 		if err == nil {
-			return c.answer(call, &versions{hasStrong: reply.HasStrong, strong: reply.Strong, set: reply.Set}, nodes[:1])
+			res, err := c.answer(call, &versions{hasStrong: reply.HasStrong, strong: reply.Strong, set: reply.Set}, nodes[:1])
+			return nil, res, err
 		}
 		if len(nodes) == 1 {
-			return kv.Response{}, err
+			return nil, kv.Response{}, err
 		}
 	}
 	o := &readOp{
@@ -81,10 +91,10 @@ func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error)
 	if sampled {
 		var err error
 		if o.began, err = c.deps.Clock.Now(); err != nil {
-			return kv.Response{}, unread(err)
+			return nil, kv.Response{}, unread(err)
 		}
 	}
-	return o.run(ctx)
+	return o, kv.Response{}, nil
 }
 
 // takesHealing reports whether the answer of a replica that has lost rows will do: at level local, which asks for what this
@@ -98,23 +108,32 @@ func (call *Call) readRequest() ReadRequest {
 }
 
 func (o *readOp) run(ctx context.Context) (kv.Response, error) {
+	o.ask(o.first())
+	outcome, err := o.await(ctx)
+	return o.conclude(ctx, outcome, err)
+}
+
+// first returns who is asked at once.
+func (o *readOp) first() []kv.NodeID {
 	first := o.plan.start(o.call.Quorum.R)
 	if o.sampled {
 		first = o.plan.order
 	}
-	o.ask(first)
-	switch outcome, err := o.await(ctx); outcome {
-	case Met:
-		merged, nodes := o.merge()
-		if o.call.Repair == RepairBlocking {
-			if err := o.writeBack(ctx, &merged); err != nil {
-				return kv.Response{}, err
-			}
-		}
-		return o.c.answer(o.call, &merged, nodes)
-	default:
+	return first
+}
+
+// conclude answers a read that was decided.
+func (o *readOp) conclude(ctx context.Context, outcome Outcome, err error) (kv.Response, error) {
+	if outcome != Met {
 		return kv.Response{}, o.failed(outcome, err)
 	}
+	merged, nodes := o.merge()
+	if o.call.Repair == RepairBlocking {
+		if err := o.writeBack(ctx, &merged); err != nil {
+			return kv.Response{}, err
+		}
+	}
+	return o.c.answer(o.call, &merged, nodes)
 }
 
 // ask sends to the nodes, this one last: it answers before ask returns, while the others are under way.

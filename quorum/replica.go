@@ -20,6 +20,23 @@ import (
 type Replica interface {
 	Write(ctx context.Context, to kv.NodeID, w WriteRequest, done func(WriteReply, error))
 	Read(ctx context.Context, to kv.NodeID, r ReadRequest, done func(ReadReply, error))
+	// WriteEach and ReadEach carry many requests, all of one epoch and none of them a hint, in as few messages as their size
+	// lets them. The callback is called for the results of requests first to first+len(results)-1; every request has exactly
+	// one.
+	WriteEach(ctx context.Context, to kv.NodeID, ws []WriteRequest, done func(first int, results []WriteResult))
+	ReadEach(ctx context.Context, to kv.NodeID, rs []ReadRequest, done func(first int, results []ReadResult))
+}
+
+// WriteResult is what became of one of many writes.
+type WriteResult struct {
+	Reply WriteReply
+	Err   error
+}
+
+// ReadResult is what became of one of many reads.
+type ReadResult struct {
+	Reply ReadReply
+	Err   error
 }
 
 // WriteRequest hands a replica a key's sibling set. Its Key and Set are given up by the caller: the receiver keeps them

@@ -116,16 +116,22 @@ func (s *Store) Write(w WriteRequest, done func(WriteReply, error)) { s.write(w,
 
 // write is Write. With heals set, what the repair watermark is above is taken too.
 func (s *Store) write(w WriteRequest, heals bool, done func(WriteReply, error)) {
+	// A commit that is refused reports to everyone who waits for it, which includes done.
+	_ = s.pending.offer(s.take(w, heals, done))
+}
+
+// take merges what the request brings and returns the commit that has to be offered for it, nil where there is none.
+func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *commit {
 	if err := s.check(&w); err != nil {
 		done(WriteReply{}, err)
-		return
+		return nil
 	}
 	keeps := s.deps.KeepsSiblings(w.Key)
 	e, v, err := s.open(w.Partition, w.Key)
 	if err != nil {
 		s.close(e)
 		done(WriteReply{}, err)
-		return
+		return nil
 	}
 	e.stripe.mu.Lock()
 	v.set = e.load(v.set)
@@ -136,7 +142,7 @@ func (s *Store) write(w WriteRequest, heals bool, done func(WriteReply, error)) 
 		e.leave()
 		e.stripe.mu.Unlock()
 		done(WriteReply{}, errQuarantined(w.Partition))
-		return
+		return nil
 	}
 	if !heals || !v.repair.Healing {
 		w.Set = v.current(w.Set)
@@ -172,8 +178,6 @@ func (s *Store) write(w WriteRequest, heals bool, done func(WriteReply, error)) 
 	s.metrics.verdicts[verdict].Inc()
 	switch {
 	case c != nil:
-		// A commit that is refused reports to everyone who waits for it, which includes done.
-		_ = s.pending.offer(c)
 	case verdict == verdictRefused:
 		done(WriteReply{Highest: v.refusal(), Base: s.deps.Positions(w.Partition.Group())}, nil)
 	case verdict == verdictCovered:
@@ -181,6 +185,7 @@ func (s *Store) write(w WriteRequest, heals bool, done func(WriteReply, error)) 
 	case !waiting:
 		done(stored, nil)
 	}
+	return c
 }
 
 // reportStored reports what became of an attempt that was to be stored.
@@ -284,40 +289,51 @@ type placed struct {
 func (s *Store) place(
 	self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(WriteReply, error),
 ) (placed, error) {
-	e, v, err := s.open(p, key)
-	defer s.close(e)
+	out, c, err := s.draw(self, p, key, d, r, done)
 	if err != nil {
 		return placed{}, err
 	}
+	return out, s.pending.offer(c)
+}
+
+// draw is place without its last step: the commit, where there is one, is still to be offered.
+func (s *Store) draw(
+	self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(WriteReply, error),
+) (placed, *commit, error) {
+	e, v, err := s.open(p, key)
+	defer s.close(e)
+	if err != nil {
+		return placed{}, nil, err
+	}
 	if err := s.observe(d.above.Time); err != nil {
-		return placed{}, err
+		return placed{}, nil, err
 	}
 	for range stampTriesMax {
 		now, err := s.deps.Clock.Now()
 		if err != nil {
-			return placed{}, kv.Errorf(kv.CodeInternal, "the write could not be stamped: %w", err)
+			return placed{}, nil, kv.Errorf(kv.CodeInternal, "the write could not be stamped: %w", err)
 		}
 		out, c, how, err := s.tryPlace(e, v, d, causal.Dot{Node: self, Time: now}, p, r, done)
 		switch how {
 		case placementMade:
-			return out, s.pending.offer(c)
+			return out, c, nil
 		case placementHealing:
-			return placed{}, errHealing(p)
+			return placed{}, nil, errHealing(p)
 		case placementCovered:
-			return placed{covered: true}, nil
+			return placed{covered: true}, nil, nil
 		case placementImpossible:
-			return placed{}, err
+			return placed{}, nil, err
 		case placementFull:
-			return placed{}, kv.Errorf(kv.CodeSiblings,
+			return placed{}, nil, kv.Errorf(kv.CodeSiblings,
 				"the key has %d concurrent versions, the most that are kept; read it and write with the context of that answer", len(v.set.Siblings))
 		case placementEarly:
 			s.metrics.stampRetries.Inc()
 			if err := s.observe(v.refusal().Time); err != nil {
-				return placed{}, err
+				return placed{}, nil, err
 			}
 		}
 	}
-	return placed{}, kv.Errorf(kv.CodeOverloaded, "the key is written too often at once")
+	return placed{}, nil, kv.Errorf(kv.CodeOverloaded, "the key is written too often at once")
 }
 
 // tryPlace makes one try with one reading of the clock.

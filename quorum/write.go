@@ -21,6 +21,11 @@ type writeOp struct {
 	fallbacks []kv.NodeID
 	// wake has room for one signal: there is something new in vote.
 	wake chan struct{}
+	// draft is the write, found what a reader would have found before its first attempt, attemptsMax how many it has. They
+	// belong to the goroutine that makes the attempts.
+	draft       *draft
+	found       bool
+	attemptsMax int
 
 	// mu guards the fields below.
 	mu       sync.Mutex
@@ -40,49 +45,58 @@ type writeOp struct {
 
 // write coordinates a PUT or DELETE.
 func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error) {
+	o, err := c.newWrite(call)
+	if err != nil {
+		return kv.Response{}, err
+	}
+	// A write that this node alone may acknowledge is refused by nobody, and must not wait for anybody.
+	if call.Quorum.W > 1 && c.hot.has(call.Request.Key) {
+		if res, done, err := c.handOver(ctx, call, nil); done {
+			return res, err
+		}
+	}
+	if dots := o.draft.context.Dots; len(dots) > 0 {
+		c.catchUp(ctx, call, dots)
+	}
+	return o.run(ctx)
+}
+
+// newWrite checks the request, and that enough replicas are alive for it.
+func (c *Coordinator) newWrite(call *Call) (*writeOp, error) {
 	r := call.Request
 	read, err := c.writerRead(r)
 	if err != nil {
-		return kv.Response{}, err
+		return nil, err
 	}
 	blind := len(r.Context) == 0
 	if f, ok := call.Resolver.(Folder); ok && r.Op == kv.OpPut {
 		if err := f.Check(r.Value, !blind); err != nil {
-			return kv.Response{}, err
-		}
-	}
-	// A write that this node alone may acknowledge is refused by nobody, and must not wait for anybody.
-	if call.Quorum.W > 1 && c.hot.has(r.Key) {
-		if res, done, err := c.handOver(ctx, call, nil); done {
-			return res, err
+			return nil, err
 		}
 	}
 	nodes, alive := c.participants(call)
 	fallbacks := c.fallbacksOf(call)
 	if alive+len(fallbacks) < call.Quorum.W {
-		return kv.Response{}, tooFewAlive(call.Quorum.W, alive, len(nodes))
+		return nil, tooFewAlive(call.Quorum.W, alive, len(nodes))
 	}
 	o := &writeOp{
 		c: c, call: call, nodes: nodes, alive: alive, fallbacks: fallbacks,
-		wake: make(chan struct{}, 1),
-		vote: newWriteVote(c.deps.Self, call.Quorum.W, len(nodes)),
+		wake:        make(chan struct{}, 1),
+		vote:        newWriteVote(c.deps.Self, call.Quorum.W, len(nodes)),
+		draft:       &draft{context: read, blind: blind, deleted: r.Op == kv.OpDelete, value: r.Value, ttl: r.TTL},
+		attemptsMax: c.cfg.AttemptsMax,
 	}
-	if len(read.Dots) > 0 {
-		c.catchUp(ctx, call, read.Dots)
-	}
-	d := &draft{context: read, blind: blind, deleted: r.Op == kv.OpDelete, value: r.Value, ttl: r.TTL}
-	found, attempts := false, c.cfg.AttemptsMax
 	if len(r.Resume) > 0 || c.leads(call) {
 		// There is nobody to hand the write to that could do better.
-		attempts = c.cfg.LeaderAttemptsMax
+		o.attemptsMax = c.cfg.LeaderAttemptsMax
 	}
 	if len(r.Resume) > 0 {
-		if found, err = decodeResume(r.Resume, d); err != nil {
-			return kv.Response{}, err
+		if o.found, err = decodeResume(r.Resume, o.draft); err != nil {
+			return nil, err
 		}
-		o.vote.above, o.vote.base = d.above, d.base
+		o.vote.above, o.vote.base = o.draft.above, o.draft.base
 	}
-	return o.run(ctx, d, found, attempts)
+	return o, nil
 }
 
 // writerRead returns what the writer had read. An entry ahead of every clock would silently cover writes yet to be made,
@@ -102,64 +116,71 @@ func (c *Coordinator) writerRead(r *kv.Request) (causal.Seen, error) {
 }
 
 // run makes attempts until one is decided.
-func (o *writeOp) run(ctx context.Context, d *draft, found bool, attempts int) (kv.Response, error) {
+func (o *writeOp) run(ctx context.Context) (kv.Response, error) {
 	for {
-		attempt := o.begin(d)
-		p, err := o.c.deps.Store.place(o.c.deps.Self, o.call.Partition, o.call.Request.Key, d, o.call.Resolver,
-			func(r WriteReply, err error) { o.report(attempt, o.c.deps.Self, r, err) })
+		attempt := o.begin()
+		p, err := o.c.deps.Store.place(o.c.deps.Self, o.call.Partition, o.call.Request.Key, o.draft, o.call.Resolver, o.ownCopy(attempt))
 		if err != nil {
 			return kv.Response{}, o.notPlaced(err)
 		}
 		if p.covered {
-			return o.settled(d, found), nil
-		}
-		if d.id.IsZero() {
-			// What a reader would have found is what lay there before the write's first attempt.
-			d.id, found = p.dot, p.found
+			return o.settled(), nil
 		}
 		o.send(ctx, attempt, p)
-		what, err := o.await(ctx)
-		switch {
-		case what == stepApplied:
-			return o.applied(d, p, found), nil
-		case what == stepRestamp && attempt >= attemptsBeforeLeader:
-			if res, done, err := o.lead(ctx, d, found); done {
-				return res, err
-			}
-			if attempt >= attempts {
-				return kv.Response{}, o.failed(what, err)
-			}
-			o.c.metrics.restamps.Inc()
-		case what == stepRestamp && attempt < attempts:
-			o.c.metrics.restamps.Inc()
-		default:
-			return kv.Response{}, o.failed(what, err)
+		if res, done, err := o.conclude(ctx, attempt, p); done {
+			return res, err
 		}
 	}
 }
 
+// goOn is run for a write whose present attempt was placed and sent before.
+func (o *writeOp) goOn(ctx context.Context, attempt int, p placed) (kv.Response, error) {
+	if res, done, err := o.conclude(ctx, attempt, p); done {
+		return res, err
+	}
+	return o.run(ctx)
+}
+
+// ownCopy reports what becomes of this node's own copy of the attempt.
+func (o *writeOp) ownCopy(attempt int) func(WriteReply, error) {
+	return func(r WriteReply, err error) { o.report(attempt, o.c.deps.Self, r, err) }
+}
+
+// conclude waits until the attempt is decided. It returns false when there has to be another.
+func (o *writeOp) conclude(ctx context.Context, attempt int, p placed) (kv.Response, bool, error) {
+	what, err := o.await(ctx)
+	switch {
+	case what == stepApplied:
+		return o.applied(p), true, nil
+	case what == stepRestamp && attempt >= attemptsBeforeLeader:
+		if res, done, err := o.lead(ctx); done {
+			return res, true, err
+		}
+		if attempt >= o.attemptsMax {
+			return kv.Response{}, true, o.failed(what, err)
+		}
+	case what == stepRestamp && attempt < o.attemptsMax:
+	default:
+		return kv.Response{}, true, o.failed(what, err)
+	}
+	o.c.metrics.restamps.Inc()
+	return kv.Response{}, false, nil
+}
+
 // begin opens the next attempt's vote and tells the draft what the last one was refused with.
-func (o *writeOp) begin(d *draft) (attempt int) {
+func (o *writeOp) begin() (attempt int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.vote.begin()
 	o.set, o.diverted, o.fallen = causal.SiblingSet{}, nil, 0
-	d.above, d.base = o.vote.above, o.vote.base
+	o.draft.above, o.draft.base = o.vote.above, o.vote.base
 	return o.vote.attempt
 }
 
 // send hands the attempt to all other replicas at once.
 func (o *writeOp) send(ctx context.Context, attempt int, p placed) {
 	until := o.c.callContext(ctx)
-	o.mu.Lock()
-	o.set, o.dot, o.until = p.set, p.dot, until
-	o.mu.Unlock()
-	if len(o.nodes) == 1 {
-		return
-	}
-	w := WriteRequest{
-		Partition: o.call.Partition, Epoch: o.call.Epoch, Key: o.call.Request.Key, Set: p.set, New: p.dot,
-	}
+	w := o.open(p, until)
 	for _, node := range o.nodes[1:] {
 		if !o.c.calls.begin(node) {
 			o.report(attempt, node, WriteReply{}, o.c.errNotCalled(node))
@@ -173,13 +194,27 @@ func (o *writeOp) send(ctx context.Context, attempt int, p placed) {
 	o.divertLate(o.nodes[o.alive:])
 }
 
+// open makes what was placed the present attempt and returns what the other replicas are sent of it.
+func (o *writeOp) open(p placed, until callContext) WriteRequest {
+	if o.draft.id.IsZero() {
+		// What a reader would have found is what lay there before the write's first attempt.
+		o.draft.id, o.found = p.dot, p.found
+	}
+	o.mu.Lock()
+	o.set, o.dot, o.until = p.set, p.dot, until
+	o.mu.Unlock()
+	return WriteRequest{
+		Partition: o.call.Partition, Epoch: o.call.Epoch, Key: o.call.Request.Key, Set: p.set, New: p.dot,
+	}
+}
+
 // lead hands a write that was refused again and again to the leader of the partition, which cannot be outrun by its own log
 // and puts the writes that are handed to it in one order. It returns false when the leader did nothing, or there is none.
-func (o *writeOp) lead(ctx context.Context, d *draft, found bool) (kv.Response, bool, error) {
+func (o *writeOp) lead(ctx context.Context) (kv.Response, bool, error) {
 	o.mu.Lock()
-	d.above, d.base = o.vote.above, o.vote.base
+	o.draft.above, o.draft.base = o.vote.above, o.vote.base
 	o.mu.Unlock()
-	res, done, err := o.c.handOver(ctx, o.call, appendResume(nil, d, found))
+	res, done, err := o.c.handOver(ctx, o.call, appendResume(nil, o.draft, o.found))
 	if !done {
 		return kv.Response{}, false, nil
 	}
@@ -262,7 +297,7 @@ func (o *writeOp) look(late bool) (what step, refused bool) {
 }
 
 // applied answers a write that W replicas hold.
-func (o *writeOp) applied(d *draft, p placed, found bool) kv.Response {
+func (o *writeOp) applied(p placed) kv.Response {
 	o.mu.Lock()
 	o.answered = true
 	acked := o.vote.votes.AckedNodes(make([]kv.NodeID, 0, len(o.nodes)))
@@ -276,8 +311,8 @@ func (o *writeOp) applied(d *draft, p placed, found bool) kv.Response {
 		o.c.metrics.hintedWrites.Add(float64(hinted))
 	}
 	return kv.Response{
-		Found: found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: len(acked) + hinted, Hinted: hinted,
-		Context:   causal.EncodeSeen(o.call.Request.Key, d.writerContext(p.set, p.dot, o.call.Resolver.KeepsSiblings())),
+		Found: o.found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: len(acked) + hinted, Hinted: hinted,
+		Context:   causal.EncodeSeen(o.call.Request.Key, o.draft.writerContext(p.set, p.dot, o.call.Resolver.KeepsSiblings())),
 		Timestamp: p.dot.Time.Time(), Coordinator: o.c.deps.Self, Replicas: acked,
 	}
 }
@@ -293,14 +328,14 @@ func (o *writeOp) measureLag() {
 
 // settled answers a write that the strong lane took in while it was refused: its log holds the write, so that a majority
 // of all replicas does.
-func (o *writeOp) settled(d *draft, found bool) kv.Response {
+func (o *writeOp) settled() kv.Response {
 	o.mu.Lock()
 	o.answered = true
 	o.mu.Unlock()
 	return kv.Response{
-		Found: found, Settled: true, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied,
-		Acks: kv.Majority(len(o.call.Owners)), Context: causal.EncodeSeen(o.call.Request.Key, d.context),
-		Timestamp: d.id.Time.Time(), Coordinator: o.c.deps.Self, Replicas: []kv.NodeID{o.c.deps.Self},
+		Found: o.found, Settled: true, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied,
+		Acks: kv.Majority(len(o.call.Owners)), Context: causal.EncodeSeen(o.call.Request.Key, o.draft.context),
+		Timestamp: o.draft.id.Time.Time(), Coordinator: o.c.deps.Self, Replicas: []kv.NodeID{o.c.deps.Self},
 	}
 }
 

@@ -117,6 +117,12 @@ type Sibling struct {
 	Node      NodeID
 }
 
+// Answer is what became of one of several requests. Err is nil where Response answers it.
+type Answer struct {
+	Response Response
+	Err      *Error
+}
+
 // Response answers a Request that did not fail. For a read of an absent key Found is false; that is no error here.
 type Response struct {
 	Found bool

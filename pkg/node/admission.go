@@ -19,21 +19,26 @@ type admission struct {
 const overloadRetryAfter = time.Second
 
 // enter admits a request of cost bytes, or returns an OVERLOADED error.
-func (a *admission) enter(cost int64) error {
-	ops, bytes := a.ops.Add(1), a.bytes.Add(cost)
-	// A single request larger than the whole budget is admitted alone: the size limits have already passed it.
-	if ops <= a.opsMax && (bytes <= a.bytesMax || ops == 1) {
+func (a *admission) enter(cost int64) error { return a.enterMany(1, cost) }
+
+// enterMany admits requests of cost bytes together, all or none.
+func (a *admission) enterMany(n, cost int64) error {
+	ops, bytes := a.ops.Add(n), a.bytes.Add(cost)
+	// What is larger than the whole budget is admitted alone: the size limits have already passed it.
+	if (ops <= a.opsMax && bytes <= a.bytesMax) || ops == n {
 		return nil
 	}
-	a.leave(cost)
-	e := kv.Errorf(kv.CodeOverloaded, "the node already works on %d requests and %d bytes", ops-1, bytes-cost)
+	a.leaveMany(n, cost)
+	e := kv.Errorf(kv.CodeOverloaded, "the node already works on %d requests and %d bytes", ops-n, bytes-cost)
 	e.RetryAfter = overloadRetryAfter
 	return e
 }
 
 // leave returns what enter took.
-func (a *admission) leave(cost int64) {
-	a.ops.Add(-1)
+func (a *admission) leave(cost int64) { a.leaveMany(1, cost) }
+
+func (a *admission) leaveMany(n, cost int64) {
+	a.ops.Add(-n)
 	a.bytes.Add(-cost)
 }
 

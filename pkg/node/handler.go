@@ -74,6 +74,50 @@ func (h handler) HandleRead(_ kv.NodeID, r quorum.ReadRequest, reply func(quorum
 	h.spawn(func() { reply(h.n.eventual.Read(r)) })
 }
 
+// HandleWrites implements transport.Handler.
+func (h handler) HandleWrites(_ kv.NodeID, ws []quorum.WriteRequest, reply func([]quorum.WriteResult)) {
+	h.spawn(func() {
+		owned, results := ws[:0:0], make([]quorum.WriteResult, len(ws))
+		places := make([]int, 0, len(ws))
+		for i := range ws {
+			if results[i].Err = h.n.checkEpoch(ws[i].Partition, ws[i].Epoch); results[i].Err == nil {
+				owned, places = append(owned, ws[i]), append(places, i)
+			}
+		}
+		h.n.eventual.WriteEach(owned, func(some []quorum.WriteResult) {
+			for i, at := range places {
+				results[at] = some[i]
+			}
+			reply(results)
+		})
+	})
+}
+
+// HandleReads implements transport.Handler.
+func (h handler) HandleReads(_ kv.NodeID, rs []quorum.ReadRequest, reply func([]quorum.ReadResult)) {
+	h.spawn(func() {
+		results := make([]quorum.ReadResult, len(rs))
+		for i := range rs {
+			if results[i].Err = h.n.checkEpoch(rs[i].Partition, rs[i].Epoch); results[i].Err == nil {
+				results[i].Reply, results[i].Err = h.n.eventual.Read(rs[i])
+			}
+		}
+		reply(results)
+	})
+}
+
+// HandleForwards implements transport.Handler.
+func (h handler) HandleForwards(_ kv.NodeID, rs []kv.Request, deadline time.Time, reply func([]kv.Answer)) {
+	if h.n.draining.Load() {
+		h.n.forwardedAt.Store(time.Now().UnixNano())
+	}
+	h.spawn(func() {
+		ctx, cancel := context.WithDeadline(context.Background(), deadline)
+		defer cancel()
+		reply(h.n.ExecuteEach(ctx, rs))
+	})
+}
+
 // HandleScan implements transport.Handler.
 func (h handler) HandleScan(_ kv.NodeID, r quorum.ScanRequest, reply func(quorum.ScanReply, error)) {
 	if err := h.n.checkEpoch(r.Partition, r.Epoch); err != nil {

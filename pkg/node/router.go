@@ -410,21 +410,13 @@ func (n *Node) vouch(g kv.GroupID, generation uint64, err error) error {
 // hybrid clock is far ahead of its wall clock, because the latter was wrong and has been set right, leaves writes to
 // another replica: what it stamped, the others would refuse.
 func (n *Node) routeEventual(ctx context.Context, rt route) (kv.Response, error) {
-	_, sound := n.strong.Sound(rt.partition.Group())
-	owner := slices.Contains(rt.owners, n.id.Node) && sound
-	fast := rt.request.Op.IsWrite() && rt.request.Hops == 0 && n.clock.Lead() > n.cfg.Clock.MaxOffset &&
-		n.pickOwner(rt.owners, 0) != kv.NoNode
-	if owner && !fast {
-		return n.coordinator.Do(ctx, quorum.Call{
-			Request: rt.request, Partition: rt.partition, Epoch: rt.state.Map.Epoch, Owners: rt.owners,
-			Quorum: rt.quorum, Resolver: rt.resolver, ResolverOf: rt.resolverOf, Repair: rt.repair,
-			Fallbacks: func() []kv.NodeID { return n.stand.of(rt.state, rt.partition) },
-		})
+	if n.coordinates(&rt) {
+		return n.coordinator.Do(ctx, n.call(&rt))
 	}
 	if rt.request.Hops >= hopsMax {
-		return kv.Response{}, kv.Errorf(kv.CodeQuorumUnavailable, "the request was forwarded %d times without reaching a replica of its key", rt.request.Hops)
+		return kv.Response{}, errHops(rt.request)
 	}
-	err := error(kv.Errorf(kv.CodeQuorumUnavailable, "no replica of partition %d is alive", rt.partition))
+	err := errNoOwner(&rt)
 	owners := n.nearestFirst(rt.owners)
 	for attempt := range owners {
 		to := n.pickOwner(owners, attempt)

@@ -316,6 +316,41 @@ func (c *Cluster) Execute(ctx context.Context, i int, r *kv.Request) (kv.Respons
 	return res, err
 }
 
+// ExecuteEach is Execute for requests that a client sends together.
+func (c *Cluster) ExecuteEach(ctx context.Context, i int, rs []kv.Request) []kv.Answer {
+	all := func(err error) []kv.Answer {
+		out := make([]kv.Answer, len(rs))
+		for i := range out {
+			out[i].Err = kv.AsError(err)
+		}
+		return out
+	}
+	l := c.nodes[i].life.Load()
+	if l == nil {
+		return all(kv.Errorf(kv.CodeNotReady, "%w", ErrDown))
+	}
+	if !c.paused(ctx, i) {
+		return all(errUnheard())
+	}
+	out := l.node.ExecuteEach(ctx, rs)
+	heard := c.paused(ctx, i)
+	select {
+	case <-l.fenced:
+		return all(kv.Errorf(kv.CodeQuorumUnavailable, "the node crashed").WithOutcome(kv.OutcomeUnknown))
+	default:
+	}
+	if !heard {
+		return all(errUnheard())
+	}
+	for i := range out {
+		if key := rs[i].Key; out[i].Err == nil && rs[i].Op.IsWrite() {
+			c.watch.answered(ring.PartitionOf(key, c.opts.Partitions), key, &out[i].Response)
+			c.answered()
+		}
+	}
+	return out
+}
+
 // WaitReady waits until every running node can serve the level.
 func (c *Cluster) WaitReady(ctx context.Context, level kv.Level) error {
 	for {

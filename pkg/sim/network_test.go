@@ -218,6 +218,12 @@ func (c *chaosNode) HandleWrite(_ kv.NodeID, w quorum.WriteRequest, reply func(q
 
 func (c *chaosNode) HandleRead(kv.NodeID, quorum.ReadRequest, func(quorum.ReadReply, error)) {}
 
+func (c *chaosNode) HandleWrites(kv.NodeID, []quorum.WriteRequest, func([]quorum.WriteResult)) {}
+
+func (c *chaosNode) HandleReads(kv.NodeID, []quorum.ReadRequest, func([]quorum.ReadResult)) {}
+
+func (c *chaosNode) HandleForwards(kv.NodeID, []kv.Request, time.Time, func([]kv.Answer)) {}
+
 func (c *chaosNode) HandleForward(kv.NodeID, kv.Request, time.Time, func(kv.Response, error)) {}
 
 func (c *chaosNode) HandleScan(kv.NodeID, quorum.ScanRequest, func(quorum.ScanReply, error)) {}

@@ -189,6 +189,10 @@ type Handler interface {
 	HandleWrite(from kv.NodeID, w quorum.WriteRequest, reply func(quorum.WriteReply, error))
 	HandleRead(from kv.NodeID, r quorum.ReadRequest, reply func(quorum.ReadReply, error))
 	HandleScan(from kv.NodeID, r quorum.ScanRequest, reply func(quorum.ScanReply, error))
+	// HandleWrites, HandleReads and HandleForwards take many requests at once, none of them a hint, and answer each.
+	HandleWrites(from kv.NodeID, ws []quorum.WriteRequest, reply func([]quorum.WriteResult))
+	HandleReads(from kv.NodeID, rs []quorum.ReadRequest, reply func([]quorum.ReadResult))
+	HandleForwards(from kv.NodeID, rs []kv.Request, deadline time.Time, reply func([]kv.Answer))
 	HandleForward(from kv.NodeID, r kv.Request, deadline time.Time, reply func(kv.Response, error))
 	HandleExchange(from kv.NodeID, payload []byte, reply func([]byte, error))
 	HandleMeta(from kv.NodeID, payload []byte, reply func([]byte, error))

@@ -178,6 +178,8 @@ func (m *Mux) dispatch(p *peer, k kind, id uint64, payload []byte) error {
 		m.handler.HandleForward(p.id, r, time.Now().Add(min(timeout, m.cfg.CallTimeoutMax)), func(r kv.Response, err error) {
 			p.respondWith(id, err, func(dst []byte) []byte { return kv.AppendResponse(dst, &r) })
 		})
+	case kindWrites, kindReads, kindForwards:
+		return m.dispatchMany(p, k, id, epoch, timeout, body)
 	case kindScan:
 		r, err := decodeScan(epoch, body)
 		if err != nil {

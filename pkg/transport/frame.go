@@ -48,11 +48,16 @@ const (
 	kindHint
 	// kindHandOver is a write that another node has kept for the receiver.
 	kindHandOver
+	// kindWrites, kindReads and kindForwards carry many requests; see each.go.
+	kindWrites
+	kindReads
+	kindForwards
 	kindsEnd
 )
 
 var kindNames = [kindsEnd]string{
 	"void", "raft", "write", "read", "forward", "exchange", "meta", "reply", "pull", "pull reply", "scan", "hint", "hand over",
+	"writes", "reads", "forwards",
 }
 
 func (k kind) String() string {
@@ -67,7 +72,7 @@ func (k kind) isWrite() bool { return k == kindWrite || k == kindHint || k == ki
 
 // isRequest reports whether the frame wants a reply.
 func (k kind) isRequest() bool {
-	return k >= kindWrite && k <= kindMeta || k == kindPull || k == kindScan || k == kindHint || k == kindHandOver
+	return k >= kindWrite && k <= kindMeta || k == kindPull || k == kindScan || k >= kindHint && k <= kindForwards
 }
 
 // isReply reports whether the frame answers a request.

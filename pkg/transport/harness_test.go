@@ -58,6 +58,7 @@ type fakeNode struct {
 	reads  []quorum.ReadRequest
 	// hold keeps replies back; held collects them.
 	hold     bool
+	groups   int // requests that came in groups count as one
 	held     []func()
 	onWrite  func(quorum.WriteRequest) (quorum.WriteReply, error)
 	onRead   func(quorum.ReadRequest) (quorum.ReadReply, error)
@@ -92,6 +93,51 @@ func (n *fakeNode) HandleRaft(_ kv.NodeID, frame []byte) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.raft = append(n.raft, slices.Clone(frame))
+}
+
+func (n *fakeNode) HandleWrites(_ kv.NodeID, ws []quorum.WriteRequest, reply func([]quorum.WriteResult)) {
+	n.mu.Lock()
+	n.groups++
+	f := n.onWrite
+	n.mu.Unlock()
+	n.answer(func() {
+		results := make([]quorum.WriteResult, len(ws))
+		for i := range ws {
+			if results[i].Reply.Accepted = f == nil; f != nil {
+				results[i].Reply, results[i].Err = f(ws[i])
+			}
+		}
+		reply(results)
+	})
+}
+
+func (n *fakeNode) HandleReads(_ kv.NodeID, rs []quorum.ReadRequest, reply func([]quorum.ReadResult)) {
+	n.mu.Lock()
+	n.groups++
+	n.mu.Unlock()
+	n.answer(func() {
+		results := make([]quorum.ReadResult, len(rs))
+		for i := range rs {
+			results[i].Reply, results[i].Err = n.onRead(rs[i])
+		}
+		reply(results)
+	})
+}
+
+func (n *fakeNode) HandleForwards(_ kv.NodeID, rs []kv.Request, deadline time.Time, reply func([]kv.Answer)) {
+	n.mu.Lock()
+	n.groups++
+	n.mu.Unlock()
+	n.answer(func() {
+		answers := make([]kv.Answer, len(rs))
+		for i := range rs {
+			var err error
+			if answers[i].Response, err = n.onFwd(rs[i], deadline); err != nil {
+				answers[i].Err = kv.AsError(err)
+			}
+		}
+		reply(answers)
+	})
 }
 
 func (n *fakeNode) HandleWrite(_ kv.NodeID, w quorum.WriteRequest, reply func(quorum.WriteReply, error)) {

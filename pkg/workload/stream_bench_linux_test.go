@@ -34,6 +34,14 @@ func (b instantBackend) Execute(_ context.Context, r *kv.Request) (kv.Response, 
 	return out, nil
 }
 
+func (b instantBackend) ExecuteEach(ctx context.Context, rs []kv.Request) []kv.Answer {
+	out := make([]kv.Answer, len(rs))
+	for i := range rs {
+		out[i].Response, _ = b.Execute(ctx, &rs[i]) // it never fails
+	}
+	return out
+}
+
 func (instantBackend) NodeName(id kv.NodeID) string                  { return [...]string{"", "n1", "n2", "n3"}[id&3] }
 func (instantBackend) Self() string                                  { return "n1" }
 func (instantBackend) PartitionCount() int                           { return 16 }
