@@ -88,6 +88,7 @@ func TestBatchAcrossACutSaysOfEachOperationWhatBecameOfIt(t *testing.T) {
 		t.Logf("%d acknowledged, %d refused, %d unknown", acked, refused, unknown)
 		c.Heal()
 		waitReady(t, ctx, c, time.Minute)
+		time.Sleep(30 * time.Second) // all believe all alive again
 		for i := range requests {
 			res, err := get(ctx, c, 3, kv.LevelEventual, string(batchKey(i)))
 			require.NoError(t, err)
