@@ -72,7 +72,9 @@ type instance struct {
 	skew atomic.Int64 // nanoseconds
 	// misread counts readings of the wall clock that were wrong.
 	misread atomic.Uint64
-	pace    diskPace
+	// rotten counts rows that were damaged on the disk.
+	rotten atomic.Uint64
+	pace   diskPace
 }
 
 // life is one run of a node, from start to crash or stop.

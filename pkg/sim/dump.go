@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -25,11 +26,12 @@ func (c *Cluster) WaitConverged(ctx context.Context) (time.Duration, verify.Resu
 	start := time.Now()
 	for {
 		dumps, err := c.Dump()
-		if err != nil {
+		damaged := errors.Is(err, storage.ErrCorruption)
+		if err != nil && (!damaged || ctx.Err() != nil) {
 			return time.Since(start), verify.Result{}, err
 		}
 		res := verify.CheckConvergence(dumps...)
-		if res.Valid {
+		if res.Valid && !damaged {
 			return time.Since(start), res, nil
 		}
 		select {

@@ -52,6 +52,19 @@ func TestSiblingsOfSingleReplicasAreTheCausalMaxima(t *testing.T) {
 	}.run(t)
 }
 
+// Rows are lost or damaged underneath one replica all the time. What it has acknowledged, one other replica at least has too.
+func TestRowsThatRotAwayUnderOneReplicaAreNotLost(t *testing.T) {
+	faults := []Fault{FaultRot, FaultRot, FaultRot, FaultCut, FaultKill, FaultPower, FaultNoise, FaultOneWay, FaultBlackout}
+	verified{
+		workload: verify.WorkloadCausal, nodes: 3, faults: faults, lane: 48, rots: true,
+		tune: func(cfg *node.Config) {
+			wholeLane(cfg)
+			cfg.AntiEntropy.ScrubInterval = 2 * time.Second
+		},
+		involved: []string{"kvstore_antientropy_damaged_rows_total", "kvstore_antientropy_exchanges_total=repaired", "kvstore_hints_queued_total"},
+	}.run(t)
+}
+
 func TestClocksTenMinutesWrongBuryNoAcknowledgedElement(t *testing.T) {
 	faults := []Fault{FaultSkew, FaultSkew, FaultCut, FaultKill, FaultPower, FaultOneWay}
 	verified{

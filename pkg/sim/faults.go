@@ -46,6 +46,9 @@ const (
 	// FaultFull lets the disk of one node say that it has no space: the node refuses writes of its clients until it has. Plans
 	// have it where they name it.
 	FaultFull Fault = "full"
+	// FaultRot takes rows of the eventual lane away from under one running node, or turns a bit of them. It meets the same node
+	// throughout a plan, and plans have it where they name it.
+	FaultRot Fault = "rot"
 	// FaultWipe ends one node and empties its disk. It comes back and must refuse to serve, so that it is gone for good:
 	// only a plan that permits it has it.
 	FaultWipe Fault = "wipe"
@@ -145,6 +148,8 @@ func (n *nemesis) effect(s *Step) (count uint64) {
 		return c.net.held[c.nodes[s.Nodes[0]].id]
 	case FaultSkew:
 		return c.nodes[s.Nodes[0]].misread.Load()
+	case FaultRot:
+		return c.nodes[s.Nodes[0]].rotten.Load()
 	case FaultFull:
 		if l := c.nodes[s.Nodes[0]].life.Load(); l != nil {
 			return l.faults.Stats().Low

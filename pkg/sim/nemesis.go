@@ -169,6 +169,8 @@ func (n *nemesis) begin(ctx context.Context, s *Step) error {
 		c.SetDisk(s.Nodes[0], storage.DiskFault{Mode: storage.DiskError})
 	case FaultFull:
 		c.SetDisk(s.Nodes[0], storage.DiskFault{Mode: storage.DiskLow})
+	case FaultRot:
+		return c.Rot(s.Nodes[0])
 	case FaultWipe:
 		if err := c.Crash(0, s.Nodes...); err != nil {
 			return err

@@ -106,6 +106,16 @@ func (p Plan) String() string {
 	return strings.Join(lines, "\n")
 }
 
+// rotten returns the node whose rows the plan damages.
+func (p Plan) rotten() []int {
+	for _, s := range p.Steps {
+		if s.Fault == FaultRot {
+			return s.Nodes
+		}
+	}
+	return nil
+}
+
 // Caught returns when, after the start of the plan, every clock has passed all that a clock which was ahead showed.
 func (p Plan) Caught() time.Duration {
 	var at time.Duration
@@ -122,7 +132,7 @@ func (s Scenario) Draw(r *rand.Rand) (Plan, error) {
 			s.Nodes, s.Length, len(s.Faults), s.WipesMax)
 	}
 	for _, f := range s.Faults {
-		if !slices.Contains(append(Faults(), FaultWipe, FaultFull), f) {
+		if !slices.Contains(append(Faults(), FaultWipe, FaultFull, FaultRot), f) {
 			return Plan{}, fmt.Errorf("sim: no fault is called %q", f)
 		}
 	}
@@ -149,8 +159,8 @@ type drawing struct {
 	Scenario
 	r     *rand.Rand
 	steps []Step
-	// wiped are the nodes that are gone for good.
-	wiped []int
+	// wiped are the nodes that are gone for good, rotten is the one whose rows are damaged.
+	wiped, rotten []int
 }
 
 // step draws a fault that may happen at the same time as another. false: there is none.
@@ -204,6 +214,11 @@ func (d *drawing) fill(s *Step) {
 	case FaultKill, FaultPower, FaultDisk, FaultWipe:
 		// A node whose disk is gone cannot lose more.
 		s.Nodes = slices.DeleteFunc(order, func(i int) bool { return slices.Contains(d.wiped, i) })[:1]
+	case FaultRot:
+		if d.rotten == nil {
+			d.rotten = order[:1]
+		}
+		s.Nodes = d.rotten
 	case FaultBlackout, FaultNoise:
 	}
 	s.Survives = []int{0, 50, 100}[d.r.IntN(3)]

@@ -197,3 +197,17 @@ func TestScenariosThatCannotBeDrawnAreRefused(t *testing.T) {
 		require.Error(t, err)
 	}
 }
+
+func TestOneNodeRotsInAPlan(t *testing.T) {
+	for seed := range uint64(20) {
+		met := map[int]bool{}
+		p := draw(t, Scenario{Nodes: 3, Length: time.Minute, Faults: append(Faults(), FaultRot, FaultRot, FaultRot)}, seed)
+		for _, s := range p.Steps {
+			if s.Fault == FaultRot {
+				met[s.Nodes[0]] = true
+				require.Equal(t, s.Nodes, p.rotten())
+			}
+		}
+		require.LessOrEqual(t, len(met), 1, "what two have lost may be lost by right")
+	}
+}

@@ -42,6 +42,7 @@ type watcher struct {
 	states     map[stateID]uint64
 	applied    map[kv.GroupID]uint64 // the highest entry that a client was told is applied
 	altered    kv.NodeID             // the node whose state a test has altered, whose difference is no violation
+	rotten     kv.NodeID             // the node whose disk loses rows, which are no promises that it broke
 	tolerated  int                   // how often that has begun or ended
 	counts     watchCounts
 }
@@ -280,6 +281,13 @@ func (w *watcher) promise(node kv.NodeID, dot causal.Dot, e eventualWrite) {
 		w.eventual[node] = map[causal.Dot]eventualWrite{}
 	}
 	w.eventual[node][dot] = e
+}
+
+// rot excuses the node from holding the eventual writes that it has acknowledged.
+func (w *watcher) rot(node kv.NodeID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rotten = node
 }
 
 // forget drops what the node promised: its disk is gone.

@@ -72,6 +72,9 @@ func (w *watcher) kept(node kv.NodeID, engine *storage.Engine, holders map[kv.Gr
 			return err
 		}
 	}
+	if node == w.rotten {
+		return nil
+	}
 	for dot, e := range w.eventual[node] {
 		if err := w.writeKept(node, dot, &e, engine.State()); err != nil {
 			return err

@@ -10,6 +10,8 @@ import (
 const (
 	calmMin, calmMax = 200 * time.Millisecond, 1200 * time.Millisecond
 	holdMin, holdMax = 500 * time.Millisecond, 3500 * time.Millisecond
+	// stepMean is about how long a step takes with the calm before it.
+	stepMean = 3 * time.Second
 	// holdNoMajorityMax bounds a fault that leaves no majority: strong operations cannot succeed meanwhile, and a run
 	// that consists of timeouts tells little.
 	holdNoMajorityMax = time.Second
@@ -54,6 +56,8 @@ type planConfig struct {
 	attached bool
 	// ahead bounds how far ahead a clock is set.
 	ahead time.Duration
+	// wipeAfter is how many steps come before the one that takes a disk away, which should have something on it.
+	wipeAfter int
 	// decks holds the nemeses, each with its faults. Every nemesis gets its turn before one comes again, and so does every
 	// fault within a nemesis, so that a short run misses none by chance.
 	decks [][]string
@@ -69,23 +73,41 @@ type planner struct {
 	lows int
 	// gone are the nodes whose disk was wiped.
 	gone []int
+	// made counts the steps.
+	made int
 }
 
 func newPlanner(r *rand.Rand, cfg planConfig) *planner {
 	return &planner{rand: r, planConfig: cfg, left: map[int][]int{}}
 }
 
-// next returns the next step. There must be at least one deck.
-func (p *planner) next() Step {
-	for len(p.turns) == 0 || len(p.gone) > 0 && slices.Contains(p.decks[p.turns[0]], Wipe) {
-		if len(p.turns) > 1 {
-			p.turns = p.turns[1:] // one disk a run
-			continue
+// wipes reports whether the nemesis takes a disk away.
+func (p *planner) wipes(deck int) bool { return slices.Contains(p.decks[deck], Wipe) }
+
+// more reports whether there is a step left: all nemeses come again and again but the one that takes a disk away.
+func (p *planner) more() bool {
+	return len(p.gone) == 0 || slices.ContainsFunc(all(len(p.decks)), func(deck int) bool { return !p.wipes(deck) })
+}
+
+// turn returns the nemesis whose turn it is. There must be one: see more.
+func (p *planner) turn() int {
+	early := p.made < p.wipeAfter && slices.ContainsFunc(all(len(p.decks)), func(deck int) bool { return !p.wipes(deck) })
+	for {
+		if len(p.turns) == 0 {
+			p.turns = p.rand.Perm(len(p.decks))
 		}
-		p.turns = p.rand.Perm(len(p.decks))
+		deck := p.turns[0]
+		p.turns = p.turns[1:]
+		if !p.wipes(deck) || !early && len(p.gone) == 0 {
+			return deck
+		}
 	}
-	deck := p.turns[0]
-	p.turns = p.turns[1:]
+}
+
+// next returns the next step. There must be at least one deck, and a step left.
+func (p *planner) next() Step {
+	deck := p.turn()
+	p.made++
 	if len(p.left[deck]) == 0 {
 		p.left[deck] = p.rand.Perm(len(p.decks[deck]))
 	}

@@ -164,6 +164,23 @@ func TestShapesOfPartitions(t *testing.T) {
 	}
 }
 
+func TestADiskIsWipedOnceThereIsSomethingOnIt(t *testing.T) {
+	for seed := range uint64(20) {
+		decks := [][]string{{Kill}, {Wipe}, {Slow}}
+		p := newPlanner(rand.New(rand.NewPCG(seed, 1)), planConfig{nodes: 3, decks: decks, wipeAfter: 10})
+		for i := range 13 {
+			s := p.next()
+			require.True(t, s.Fault != Wipe || i >= 10, "step %d", i)
+			require.True(t, p.more())
+		}
+		require.Len(t, p.gone, 1)
+		p = newPlanner(rand.New(rand.NewPCG(seed, 1)), planConfig{nodes: 3, decks: decks[1:2], wipeAfter: 10})
+		require.True(t, p.more())
+		require.Equal(t, Wipe, p.next().Fault)
+		require.False(t, p.more(), "it comes once, and there is nothing else")
+	}
+}
+
 func TestOneDiskIsWipedInARunAndItsNodeIsLeftAlone(t *testing.T) {
 	for _, names := range [][]string{{"wipe", "partition", "kill", "power", "clock"}, {"wipe"}, {"wipe", "disk-error"}} {
 		for _, nodes := range []int{3, 4, 5} {

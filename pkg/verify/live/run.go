@@ -130,6 +130,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if decks := mustDecks(r.cfg); len(decks) > 0 {
 		r.planner = newPlanner(rand.New(rand.NewPCG(r.cfg.Seed, streamPlan)), planConfig{
 			nodes: r.cfg.size(), attached: r.cfg.attached(), ahead: r.cfg.ahead(), decks: decks,
+			wipeAfter: int(r.cfg.Duration / (2 * stepMean)),
 		})
 	}
 	// The caller leaves an attached cluster as it was found; until there is somebody to do so, that is done here.
@@ -172,7 +173,7 @@ func (r *run) under(ctx context.Context) {
 // be done to it then, would prove nothing. A fault that has begun is ended in order.
 func (r *run) nemesis(ctx context.Context) {
 	end, _ := ctx.Deadline()
-	for {
+	for r.planner.more() {
 		s := r.planner.next()
 		if time.Until(end) < s.Calm+holdLeast || !pause(ctx, s.Calm) {
 			return
