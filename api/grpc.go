@@ -269,7 +269,7 @@ func (g *GRPC) accept(op *kvwire.Operation) *kv.Error {
 func (g *GRPC) fillResult(out *kvwire.Result, kind kv.Op, r *kv.Response) {
 	*out = kvwire.Result{
 		ID: out.ID, Replicas: out.Replicas[:0],
-		Found: r.Found, Settled: r.Settled, HasOutcome: kind.IsWrite(), Outcome: r.Outcome, Level: r.Level, Acks: r.Acks,
+		Found: r.Found, Settled: r.Settled, HasOutcome: kind.IsWrite(), Outcome: r.Outcome, Level: r.Level, Acks: r.Acks, Hinted: r.Hinted,
 		Concurrent: r.Concurrent, Version: r.Version, Value: r.Value, Context: r.Context,
 		Coordinator: g.deps.Backend.NodeName(r.Coordinator),
 	}

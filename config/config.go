@@ -73,8 +73,37 @@ type Process struct {
 	DiskFreePercent int
 	// CheckInterval is how often the replicas of each partition hash their strong state and compare; 0 for only on demand.
 	CheckInterval time.Duration
+	// Hints bounds what the node keeps for replicas that are away, and how fast it hands it over.
+	Hints Hints
+	// Repair paces anti-entropy.
+	Repair Repair
 	// Dev switches the fault injector's routes on. Anyone who reaches the HTTP port can then cut the cluster apart.
 	Dev bool
+}
+
+// Hints bounds hinted handoff. What is dropped at a limit is left to anti-entropy.
+type Hints struct {
+	// BytesMax is how much is kept for one node.
+	BytesMax Size
+	// AgeMax is how long it is kept.
+	AgeMax time.Duration
+	// Rate is how much one node is handed in a second.
+	Rate Size
+}
+
+// Repair paces the comparison of replicas, and the removal of what is deleted.
+type Repair struct {
+	// Interval is the pause between two rounds; in each the node compares each of its partitions with one other replica.
+	Interval time.Duration
+	// Rate is how much the exchanges that the node began carry in a second. At least 1 MiB, the size of a message.
+	Rate Size
+	// TombstoneInterval is how often the node tries to have tombstones and expired values removed for good, from the partitions of
+	// which it is the first owner.
+	TombstoneInterval time.Duration
+	// TombstoneLag is how long they stay at least. A write takes less, or it is stamped anew: not below the longest request.
+	TombstoneLag time.Duration
+	// ScrubInterval is the pause between two checks of all rows of a partition against its hash tree.
+	ScrubInterval time.Duration
 }
 
 // Log says how the process logs.
@@ -107,6 +136,9 @@ const (
 	diskFreePercentMax = 50
 	// checkIntervalMin keeps checks from being all that replicas do.
 	checkIntervalMin = time.Second
+	// repairRateMin is one message of an exchange.
+	repairRateMin = MiB
+	hintsRateMin  = 64 * KiB
 )
 
 // Default returns the settings of a single node on this machine, on the ports of node 1.
@@ -125,6 +157,11 @@ func Default() Config {
 			RequestTimeout: kv.RequestTimeout, ReadSamplePercent: 10,
 			DiskFreeMin: GiB, DiskFreePercent: 5,
 			CheckInterval: 10 * time.Minute,
+			Hints:         Hints{BytesMax: GiB, AgeMax: 3 * time.Hour, Rate: 8 * MiB},
+			Repair: Repair{
+				Interval: 10 * time.Second, Rate: 16 * MiB,
+				TombstoneInterval: time.Minute, TombstoneLag: 90 * time.Second, ScrubInterval: 6 * time.Hour,
+			},
 		},
 		Log: Log{Format: "text", Level: slog.LevelInfo},
 	}

@@ -64,6 +64,8 @@ func TestEverySettingWorksFromEverySource(t *testing.T) {
 		"initial-members": "a,b,c,d,e", "partitions": "7", "n": "5", "r": "1", "w": "5", "zone": "z1", "dc": "d1",
 		"cache-size": "64MiB", "memory-limit": "2GiB", "request-timeout": "7s", "log-format": "json", "log-level": "warn", "dev": "true",
 		"disk-free-min": "3GiB", "disk-free-percent": "9", "check-interval": "90s", "read-sample-percent": "25",
+		"hints-bytes-max": "5MiB", "hints-age-max": "2h", "hints-rate": "1MiB", "repair-interval": "3s", "repair-rate": "2MiB",
+		"tombstone-interval": "20s", "tombstone-lag": "2m", "scrub-interval": "4h",
 	}
 	want := Config{
 		Node: Node{Name: "b", DataDir: "/data", Zone: "z1", DC: "d1"},
@@ -78,6 +80,11 @@ func TestEverySettingWorksFromEverySource(t *testing.T) {
 		Process: Process{
 			CacheSize: 64 * MiB, MemoryLimit: 2 * GiB, RequestTimeout: 7 * time.Second, ReadSamplePercent: 25,
 			DiskFreeMin: 3 * GiB, DiskFreePercent: 9, CheckInterval: 90 * time.Second, Dev: true,
+			Hints: Hints{BytesMax: 5 * MiB, AgeMax: 2 * time.Hour, Rate: MiB},
+			Repair: Repair{
+				Interval: 3 * time.Second, Rate: 2 * MiB, TombstoneInterval: 20 * time.Second, TombstoneLag: 2 * time.Minute,
+				ScrubInterval: 4 * time.Hour,
+			},
 		},
 		Log: Log{Format: "json", Level: slog.LevelWarn},
 	}
@@ -196,6 +203,14 @@ func TestNonsenseIsOneLineThatSaysWhatToDo(t *testing.T) {
 		{name: "half the disk", args: []string{"--disk-free-percent=51"}, want: []string{"disk-free-percent is 51", "0 to 50"}},
 		{name: "sample above all", args: []string{"--read-sample-percent=101"}, want: []string{"read-sample-percent is 101", "0 to 100"}},
 		{name: "negative share of the disk", args: []string{"--disk-free-percent=-1"}, want: []string{"disk-free-percent is -1"}},
+		{name: "hints of no age", args: []string{"--hints-age-max=0s"}, want: []string{"hints-age-max is 0s", "more than 0"}},
+		{name: "hints that never get through", args: []string{"--hints-rate=1KiB"}, want: []string{"hints-rate is 1KiB", "64KiB"}},
+		{name: "hints without room", args: []string{"--hints-bytes-max=0"}, want: []string{"hints-bytes-max", "1B"}},
+		{name: "repair without a pause", args: []string{"--repair-interval=0s"}, want: []string{"repair-interval is 0s"}},
+		{name: "exchanges slower than a message", args: []string{"--repair-rate=1KiB"}, want: []string{"repair-rate is 1KiB", "1MiB"}},
+		{name: "tombstones that go before late writes come", args: []string{"--tombstone-lag=5s"}, want: []string{"tombstone-lag is 5s", "1m0s"}},
+		{name: "tombstones at every moment", args: []string{"--tombstone-interval=0s"}, want: []string{"tombstone-interval is 0s"}},
+		{name: "scrubs without a pause", args: []string{"--scrub-interval=-1s"}, want: []string{"scrub-interval is -1s"}},
 		{name: "checks without a pause", args: []string{"--check-interval=1ms"}, want: []string{"check-interval is 1ms", "at least 1s"}},
 		{name: "no time", args: []string{"--request-timeout=0s"}, want: []string{"request-timeout is 0s"}},
 		{name: "too much time", args: []string{"--request-timeout=61s"}, want: []string{"at most 1m0s"}},

@@ -51,6 +51,17 @@ func bind(fs *pflag.FlagSet, c *Config) {
 		"the same as a `percentage` of the disk; the smaller of the two counts")
 	fs.DurationVar(&p.CheckInterval, "check-interval", p.CheckInterval,
 		"how often the replicas of each partition compare their strong state; 0 for only on demand")
+	h, r := &p.Hints, &p.Repair
+	fs.Var(&h.BytesMax, "hints-bytes-max", "hints kept for one node that is away; beyond it they are dropped and left to anti-entropy")
+	fs.DurationVar(&h.AgeMax, "hints-age-max", h.AgeMax, "how long a hint is kept")
+	fs.Var(&h.Rate, "hints-rate", "bytes a second that a node which is back is handed")
+	fs.DurationVar(&r.Interval, "repair-interval", r.Interval,
+		"pause between two rounds of anti-entropy; in each, every partition is compared with one other replica")
+	fs.Var(&r.Rate, "repair-rate", "bytes a second that this node's exchanges carry")
+	fs.DurationVar(&r.TombstoneInterval, "tombstone-interval", r.TombstoneInterval,
+		"how often to try to remove tombstones and expired values that every replica has seen")
+	fs.DurationVar(&r.TombstoneLag, "tombstone-lag", r.TombstoneLag, "how long they stay at least; more than any request takes")
+	fs.DurationVar(&r.ScrubInterval, "scrub-interval", r.ScrubInterval, "pause between two checks of all rows of a partition")
 	fs.StringVar(&c.Log.Format, "log-format", c.Log.Format, "text or json")
 	fs.Var(&levelValue{&c.Log.Level}, "log-level", "debug, info, warn or error")
 	fs.BoolVar(&p.Dev, "dev", p.Dev, "switch on the fault-injection routes; anyone who reaches the HTTP port can use them")

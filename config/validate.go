@@ -180,5 +180,29 @@ func (c Config) validateProcess() error {
 	case c.Log.Format != "text" && c.Log.Format != "json":
 		return fmt.Errorf("log-format is %q: choose text or json", c.Log.Format)
 	}
+	return p.validateRepair()
+}
+
+// validateRepair checks what brings replicas up to date that were away.
+func (p Process) validateRepair() error {
+	h, r := p.Hints, p.Repair
+	switch {
+	case h.BytesMax < 1:
+		return fmt.Errorf("hints-bytes-max is %v: choose at least 1B", h.BytesMax)
+	case h.AgeMax <= 0:
+		return fmt.Errorf("hints-age-max is %v: choose more than 0", h.AgeMax)
+	case h.Rate < hintsRateMin:
+		return fmt.Errorf("hints-rate is %v: choose at least %v", h.Rate, hintsRateMin)
+	case r.Interval <= 0:
+		return fmt.Errorf("repair-interval is %v: choose more than 0", r.Interval)
+	case r.Rate < repairRateMin:
+		return fmt.Errorf("repair-rate is %v: choose at least %v", r.Rate, repairRateMin)
+	case r.TombstoneInterval <= 0:
+		return fmt.Errorf("tombstone-interval is %v: choose more than 0", r.TombstoneInterval)
+	case r.TombstoneLag < kv.RequestTimeoutMax:
+		return fmt.Errorf("tombstone-lag is %v: choose at least %v, which a request may take", r.TombstoneLag, kv.RequestTimeoutMax)
+	case r.ScrubInterval <= 0:
+		return fmt.Errorf("scrub-interval is %v: choose more than 0", r.ScrubInterval)
+	}
 	return nil
 }

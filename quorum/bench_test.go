@@ -3,6 +3,7 @@ package quorum
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -78,6 +79,46 @@ func BenchmarkPut(b *testing.B) {
 			}, kv.Quorum{N: 3, R: 2, W: 2})
 		})
 	}
+}
+
+// BenchmarkPutEach puts in groups of 100 distinct keys from four goroutines, as batches do; an operation is still one put.
+func BenchmarkPutEach(b *testing.B) {
+	const group, workers = 100, 4
+	c := benchCluster(b)
+	owners, value := c.owners(), make([]byte, 100)
+	var next, failed atomic.Uint64
+	put := func(first uint64) {
+		calls := make([]Call, group)
+		for i := range calls {
+			key := fmt.Appendf(nil, "key-%06d", (first+uint64(i))*7919%benchKeys)
+			calls[i] = Call{
+				Request:   &kv.Request{Op: kv.OpPut, Level: kv.LevelEventual, Key: key, Value: value},
+				Partition: 3, Epoch: 1, Owners: owners, Quorum: kv.Quorum{N: 3, R: 2, W: 2}, Resolver: LWW{},
+			}
+		}
+		for _, a := range c.nodes[kv.NodeID(1+first/group%3)].coord.DoEach(context.Background(), calls) {
+			if a.Err != nil {
+				failed.Add(1)
+			}
+		}
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	var running sync.WaitGroup
+	for range workers {
+		running.Go(func() {
+			for {
+				first := next.Add(group) - group
+				if first >= uint64(b.N) {
+					return
+				}
+				put(first)
+			}
+		})
+	}
+	running.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "op/s")
+	b.ReportMetric(float64(failed.Load())/float64(b.N), "failed/op")
 }
 
 func BenchmarkGet(b *testing.B) {

@@ -445,6 +445,8 @@ type Operation struct {
 	OperationId *OperationId `protobuf:"bytes,13,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
 	// How long the value of a strong put is there, in milliseconds; 0 means for ever. At most ten years.
 	TtlMs uint64 `protobuf:"varint,14,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	// Lets durable hints on nodes that are no replicas of the key count towards w of an eventual write.
+	Sloppy bool `protobuf:"varint,15,opt,name=sloppy,proto3" json:"sloppy,omitempty"`
 	// A weaker level, eventual or local, that the answer may have when the one asked for cannot be met: see the API reference.
 	Fallback      Level `protobuf:"varint,20,opt,name=fallback,proto3,enum=caprock.v1.Level" json:"fallback,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -577,6 +579,13 @@ func (x *Operation) GetTtlMs() uint64 {
 		return x.TtlMs
 	}
 	return 0
+}
+
+func (x *Operation) GetSloppy() bool {
+	if x != nil {
+		return x.Sloppy
+	}
+	return false
 }
 
 func (x *Operation) GetFallback() Level {
@@ -1181,8 +1190,10 @@ type Result struct {
 	// The names of the replicas that acknowledged, or answered.
 	Replicas []string `protobuf:"bytes,13,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	// The name of the node that coordinated the operation.
-	Coordinator   string `protobuf:"bytes,14,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
-	Error         *Error `protobuf:"bytes,15,opt,name=error,proto3" json:"error,omitempty"`
+	Coordinator string `protobuf:"bytes,14,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
+	Error       *Error `protobuf:"bytes,15,opt,name=error,proto3" json:"error,omitempty"`
+	// How many of acks are hints that other nodes keep for replicas, in a sloppy write.
+	Hinted        uint32 `protobuf:"varint,16,opt,name=hinted,proto3" json:"hinted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1320,6 +1331,13 @@ func (x *Result) GetError() *Error {
 		return x.Error
 	}
 	return nil
+}
+
+func (x *Result) GetHinted() uint32 {
+	if x != nil {
+		return x.Hinted
+	}
+	return 0
 }
 
 // ResultBatch is what a server sends on a stream: whatever has finished.
@@ -1482,7 +1500,7 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05floor\x18\x03 \x01(\x04R\x05floor\x12\x1a\n" +
-	"\brequired\x18\x04 \x01(\bR\brequired\"\xdb\x03\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\"\xf3\x03\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1e\n" +
 	"\x02op\x18\x02 \x01(\x0e2\x0e.caprock.v1.OpR\x02op\x12\x10\n" +
@@ -1499,7 +1517,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\f \x01(\rR\ttimeoutMs\x12:\n" +
 	"\foperation_id\x18\r \x01(\v2\x17.caprock.v1.OperationIdR\voperationId\x12\x15\n" +
-	"\x06ttl_ms\x18\x0e \x01(\x04R\x05ttlMs\x12-\n" +
+	"\x06ttl_ms\x18\x0e \x01(\x04R\x05ttlMs\x12\x16\n" +
+	"\x06sloppy\x18\x0f \x01(\bR\x06sloppy\x12-\n" +
 	"\bfallback\x18\x14 \x01(\x0e2\x11.caprock.v1.LevelR\bfallback\"G\n" +
 	"\x0eOperationBatch\x125\n" +
 	"\n" +
@@ -1547,7 +1566,7 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\x0fcurrent_version\x18\b \x01(\x04R\x0ecurrentVersion\x12\x16\n" +
 	"\x06leader\x18\t \x01(\tR\x06leader\x12$\n" +
 	"\x0eretry_after_ms\x18\n" +
-	" \x01(\rR\fretryAfterMs\"\xd9\x03\n" +
+	" \x01(\rR\fretryAfterMs\"\xf1\x03\n" +
 	"\x06Result\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05found\x18\x02 \x01(\bR\x05found\x12\x14\n" +
@@ -1566,7 +1585,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"concurrent\x12\x1a\n" +
 	"\breplicas\x18\r \x03(\tR\breplicas\x12 \n" +
 	"\vcoordinator\x18\x0e \x01(\tR\vcoordinator\x12'\n" +
-	"\x05error\x18\x0f \x01(\v2\x11.caprock.v1.ErrorR\x05error\"W\n" +
+	"\x05error\x18\x0f \x01(\v2\x11.caprock.v1.ErrorR\x05error\x12\x16\n" +
+	"\x06hinted\x18\x10 \x01(\rR\x06hinted\"W\n" +
 	"\vResultBatch\x12,\n" +
 	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"#\n" +

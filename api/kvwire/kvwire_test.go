@@ -42,6 +42,7 @@ func drawOperation(t *rapid.T) *kvpb.Operation {
 		}
 	}
 	op.Fallback = kvpb.Level(rapid.IntRange(0, 3).Draw(t, "fallback"))
+	op.Sloppy = rapid.Bool().Draw(t, "sloppy")
 	op.TtlMs = rapid.Uint64Range(0, uint64(2*kv.TTLMax/time.Millisecond)).Draw(t, "ttl")
 	if rapid.Bool().Draw(t, "named") {
 		op.OperationId = &kvpb.OperationId{
@@ -57,7 +58,7 @@ func operationTwin(op *kvpb.Operation) Operation {
 	out := Operation{
 		ID: op.GetId(),
 		Request: kv.Request{
-			Op: kv.Op(op.GetOp()), Level: kv.Level(op.GetLevel()), Fallback: kv.Level(op.GetFallback()),
+			Op: kv.Op(op.GetOp()), Level: kv.Level(op.GetLevel()), Fallback: kv.Level(op.GetFallback()), Sloppy: op.GetSloppy(),
 			Quorum:    kv.Quorum{N: int(op.GetN()), R: int(op.GetR()), W: int(op.GetW())},
 			Condition: kv.Condition{Kind: kv.ConditionKind(op.GetCondition().GetKind()), Version: op.GetCondition().GetVersion()},
 			Siblings:  kv.SiblingMode(op.GetSiblings()),

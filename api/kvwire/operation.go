@@ -25,6 +25,7 @@ const (
 	operationTimeout   = 12
 	operationName      = 13
 	operationTTL       = 14
+	operationSloppy    = 15
 	operationFallback  = 20
 
 	conditionKind    = 1
@@ -98,6 +99,7 @@ func appendOperationBody(dst []byte, o *Operation) []byte {
 		ttl = uint64(2 * kv.TTLMax / time.Millisecond) // refused rather than left out
 	}
 	dst = appendUint(dst, varintTag(operationTTL), ttl)
+	dst = appendBool(dst, varintTag(operationSloppy), r.Sloppy)
 	return appendRareUint(dst, operationFallback, uint64(r.Fallback))
 }
 
@@ -188,6 +190,8 @@ func DecodeOperation(b []byte, o *Operation) error {
 		case operationTTL:
 			// What exceeds the limit is cut to what is refused, so that it does not wrap around into what is not.
 			req.TTL = time.Duration(min(r.uint(), uint64(2*kv.TTLMax/time.Millisecond))) * time.Millisecond
+		case operationSloppy:
+			req.Sloppy = r.uint() != 0
 		case operationFallback:
 			req.Fallback = kv.Level(o.small(&r, uint64(kv.LevelLocal)))
 		default:

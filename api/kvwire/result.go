@@ -27,6 +27,7 @@ const (
 	resultReplicas    = 13
 	resultCoordinator = 14
 	resultError       = 15
+	resultHinted      = 16
 
 	siblingValue     = 1
 	siblingDeleted   = 2
@@ -66,6 +67,7 @@ type Result struct {
 	Outcome         kv.Outcome
 	Level           kv.Level
 	Acks            int
+	Hinted          int
 	Concurrent      int
 	Version         uint64
 	TimestampMillis int64
@@ -115,7 +117,7 @@ func AppendBareResult(dst []byte, r *Result) []byte {
 	if r.Err != nil {
 		dst = appendError(dst, r.Err)
 	}
-	return dst
+	return appendRareUint(dst, resultHinted, clamp32(r.Hinted))
 }
 
 func appendSibling(dst []byte, s *Sibling) []byte {
@@ -200,6 +202,8 @@ func DecodeResult(b []byte, names *Names, out *Result) error {
 			out.Level = kv.Level(min(r.uint(), math.MaxUint8))
 		case resultAcks:
 			out.Acks = int(r.uint32())
+		case resultHinted:
+			out.Hinted = int(r.uint32())
 		case resultSettled:
 			out.Settled = r.uint() != 0
 		case resultOutcome:

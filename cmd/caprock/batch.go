@@ -24,6 +24,7 @@ type batchCommand struct {
 	output outputFormat
 	level  string
 	atomic bool
+	sloppy bool
 	id     string
 }
 
@@ -69,6 +70,7 @@ none, which takes puts and deletes of keys in one partition; keys with the same 
 	fs.SortFlags = false
 	fs.BoolVar(&b.atomic, "atomic", false, "all or none, at level strong")
 	fs.StringVarP(&b.level, "consistency", "c", "", "`level`: strong, eventual or local (default what each key's policy says)")
+	fs.BoolVar(&b.sloppy, "sloppy", false, "eventual writes: hints that other nodes keep for replicas count as acknowledgements")
 	fs.StringVar(&b.id, "idempotency-key", "", "atomic: a `name` under which the batch can be repeated without being applied twice")
 	b.output.addFlag(fs, formatTable)
 	b.connection.addFlags(a, fs)
@@ -102,6 +104,9 @@ func (b *batchCommand) run(ctx context.Context, a *app, file string) error {
 	operations, types, err := readBatch(input)
 	if err != nil {
 		return usageError{err}
+	}
+	for i := range operations {
+		operations[i].Sloppy = b.sloppy && operations[i].Op.IsWrite()
 	}
 	return b.with(ctx, func(ctx context.Context, c *client.Client) error {
 		run := c.Batch

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -26,6 +27,7 @@ type operation struct {
 	weaker  string
 	n, r, w int
 	version uint64
+	sloppy  bool
 	token   string
 	ttl     time.Duration
 	flags   *pflag.FlagSet
@@ -39,6 +41,7 @@ func (o *operation) addFlags(a *app, fs *pflag.FlagSet, write bool) {
 	fs.IntVar(&o.n, "n", 0, "eventual: how many of the key's replicas take part")
 	if write {
 		fs.IntVar(&o.w, "w", 0, "eventual: how many replicas acknowledge")
+		fs.BoolVar(&o.sloppy, "sloppy", false, "eventual: hints that other nodes keep for replicas count as acknowledgements")
 		fs.Uint64Var(&o.version, "if-version", 0, "strong: only while the key has this `version`; 0 means while it does not exist")
 		fs.DurationVar(&o.ttl, "ttl", 0, "strong put: how long the value is there, as in 90s or 24h")
 		fs.StringVar(&o.token, "context", "", "eventual: overwrite exactly what the `context` of an earlier answer covers")
@@ -78,6 +81,9 @@ func (o *operation) options() ([]client.Option, error) {
 			options = append(options, option())
 		}
 	}
+	if o.sloppy {
+		options = append(options, client.Sloppy())
+	}
 	if o.flags.Changed("context") {
 		token, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(o.token, "="))
 		if err != nil || len(token) == 0 {
@@ -102,9 +108,18 @@ type document struct {
 	Found       *bool             `json:"found,omitempty"`
 	Settled     *bool             `json:"settled,omitempty"`
 	Acks        int               `json:"acks,omitempty"`
+	Hinted      int               `json:"hinted,omitempty"`
 	Outcome     string            `json:"outcome,omitempty"`
 	Coordinator string            `json:"coordinator,omitempty"`
 	Replicas    []string          `json:"replicas,omitempty"`
+}
+
+// acks is what a table shows of the acknowledgements.
+func (d *document) acks() string {
+	if d.Hinted > 0 {
+		return fmt.Sprintf("%d (%d hinted)", d.Acks, d.Hinted)
+	}
+	return strconv.Itoa(d.Acks)
 }
 
 type siblingDocument struct {
@@ -139,7 +154,7 @@ func (d *document) read(r client.Result) {
 }
 
 func (d *document) written(r client.Result) {
-	d.Acks, d.Outcome = r.Acks, r.Outcome.String()
+	d.Acks, d.Hinted, d.Outcome = r.Acks, r.Hinted, r.Outcome.String()
 }
 
 // bytesText spells bytes as the HTTP answers do: as text where they are valid UTF-8, else as base64.
@@ -261,7 +276,7 @@ func (o *operation) put(ctx context.Context, a *app, key, value string) error {
 		d.written(r)
 		return o.output.print(a, d, func() error {
 			a.printTable(table.Row{"key", "version", "consistency", "acks", "outcome"},
-				[]table.Row{{d.Key, d.Version, d.Consistency, d.Acks, d.Outcome}})
+				[]table.Row{{d.Key, d.Version, d.Consistency, d.acks(), d.Outcome}})
 			return nil
 		})
 	})
@@ -295,7 +310,7 @@ func (o *operation) delete(ctx context.Context, a *app, key string) error {
 		d.Found = &r.Found
 		return o.output.print(a, d, func() error {
 			a.printTable(table.Row{"key", "found", "version", "consistency", "acks", "outcome"},
-				[]table.Row{{d.Key, r.Found, d.Version, d.Consistency, d.Acks, d.Outcome}})
+				[]table.Row{{d.Key, r.Found, d.Version, d.Consistency, d.acks(), d.Outcome}})
 			return nil
 		})
 	})

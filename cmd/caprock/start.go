@@ -96,6 +96,10 @@ func nodeConfig(c config.Config) node.Config {
 	out.GossipBind, out.Join = c.Listen.Gossip, c.Cluster.Join
 	out.InitialMembers, out.Partitions, out.Quorum = c.Cluster.InitialMembers, c.Cluster.Partitions, c.Cluster.Quorum()
 	out.RequestTimeout, out.Dev = c.Process.RequestTimeout, c.Process.Dev
+	h, r := c.Process.Hints, c.Process.Repair
+	out.Hints.BytesMax, out.Hints.AgeMax, out.Hints.RateBytes = int64(h.BytesMax), h.AgeMax, int(h.Rate)
+	out.AntiEntropy.Interval, out.AntiEntropy.RateBytes, out.AntiEntropy.ScrubInterval = r.Interval, int(r.Rate), r.ScrubInterval
+	out.AntiEntropy.WatermarkInterval, out.AntiEntropy.WatermarkLag = r.TombstoneInterval, r.TombstoneLag
 	out.Coordinator.ReadSample = float64(c.Process.ReadSamplePercent) / 100
 	out.Watermark = node.Watermark{FreeBytes: int64(c.Process.DiskFreeMin), FreePercent: c.Process.DiskFreePercent}
 	out.Consensus.CheckTicks = int(c.Process.CheckInterval / out.Consensus.TickInterval)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -22,6 +23,8 @@ import (
 type statusReport struct {
 	Status     json.RawMessage   `json:"status"`
 	Partitions []partitionReport `json:"partitions"`
+	// Hints are what the nodes that answered keep for others.
+	Hints []hintReport `json:"hints,omitempty"`
 }
 
 // partitionReport is one partition; Leader is empty while no endpoint knows it.
@@ -70,6 +73,22 @@ type nodeStatus struct {
 		GRPC  string `json:"grpc"`
 		Zone  string `json:"zone"`
 	} `json:"nodes"`
+	Hints []hintReport `json:"hints"`
+}
+
+// hintReport is what a node keeps for another, which it hands over when that is back.
+type hintReport struct {
+	Holder string  `json:"holder,omitempty"`
+	Target string  `json:"target"`
+	Hints  int     `json:"hints"`
+	Bytes  int64   `json:"bytes"`
+	Oldest float64 `json:"oldest_seconds"`
+}
+
+// row is how a table shows it.
+func (h *hintReport) row() table.Row {
+	oldest := time.Duration(h.Oldest * float64(time.Second)).Round(time.Second)
+	return table.Row{h.Holder, h.Target, h.Hints, h.Bytes, oldest.String()}
 }
 
 func newStatusCommand(a *app) *cobra.Command {
@@ -105,12 +124,17 @@ func (c *connection) status(ctx context.Context) (statusReport, error) {
 	}
 	all.Wait()
 	var report statusReport
+	var heard []string
 	merged, healing := map[int]partitionReport{}, map[int][]string{}
 	for _, v := range views {
 		if v.err != nil {
 			continue
 		}
 		report.Status = v.status
+		if !slices.Contains(heard, v.node) { // two addresses may lead to one node
+			heard = append(heard, v.node)
+			report.Hints = append(report.Hints, v.hints...)
+		}
 		for _, p := range v.partitions {
 			if p.heals() {
 				healing[p.Partition] = append(healing[p.Partition], v.node)
@@ -139,6 +163,7 @@ type endpointView struct {
 	status     json.RawMessage
 	node       string
 	partitions []partitionReport
+	hints      []hintReport
 	err        error
 }
 
@@ -154,7 +179,10 @@ func (c *connection) view(ctx context.Context, endpoint string) (v endpointView)
 		if err := json.Unmarshal(v.status, &own); err != nil {
 			return fmt.Errorf("%s: %w", endpoint, err)
 		}
-		v.node = own.Node
+		v.node, v.hints = own.Node, own.Hints
+		for i := range v.hints {
+			v.hints[i].Holder = own.Node
+		}
 		raw, err := cl.StatusContext(ctx, "partitions")
 		if err != nil {
 			return kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
@@ -193,6 +221,14 @@ func printStatus(a *app, report statusReport) error {
 	a.printTable(table.Row{"node", "state", "leads", "http", "grpc", "zone"}, nodes)
 	fmt.Fprintln(a.stdout)
 	a.printTable(table.Row{"partition", "leader", "term", "replicas"}, partitions)
+	if len(report.Hints) > 0 {
+		rows := make([]table.Row, len(report.Hints))
+		for i := range report.Hints {
+			rows[i] = report.Hints[i].row()
+		}
+		fmt.Fprintln(a.stdout)
+		a.printTable(table.Row{"hints kept by", "for", "hints", "bytes", "oldest"}, rows)
+	}
 	fmt.Fprintf(a.stdout, "\nAs %s sees it: map epoch %d, metadata led by %s\n", s.Node, s.Epoch, cmp.Or(s.MetaLeader, "nobody at present"))
 	for _, level := range []kv.Level{kv.LevelStrong, kv.LevelEventual, kv.LevelLocal} {
 		fmt.Fprintf(a.stdout, "  %-9s %s\n", level, s.Ready[level.String()])

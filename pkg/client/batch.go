@@ -114,8 +114,8 @@ func outcomeOf(o kvpb.Outcome) kv.Outcome {
 func operationOf(r *kv.Request) *kvpb.Operation {
 	op := &kvpb.Operation{
 		Op: kvpb.Op(r.Op), Key: r.Key, Value: r.Value, Level: kvpb.Level(r.Level), Context: r.Context, Siblings: kvpb.SiblingMode(r.Siblings),
-		TtlMs: uint64(r.TTL.Milliseconds()),
-		N:     uint32(r.Quorum.N), R: uint32(r.Quorum.R), W: uint32(r.Quorum.W),
+		TtlMs: uint64(r.TTL.Milliseconds()), Sloppy: r.Sloppy,
+		N: uint32(r.Quorum.N), R: uint32(r.Quorum.R), W: uint32(r.Quorum.W),
 	}
 	if r.Condition != (kv.Condition{}) {
 		op.Condition = &kvpb.Condition{Kind: kvpb.ConditionKind(r.Condition.Kind), Version: r.Condition.Version}
@@ -128,7 +128,7 @@ func (c *Client) batchResults(asked *kvpb.BatchRequest, in *kvpb.BatchResponse) 
 	for i, r := range in.GetResults() {
 		out[i].Result = Result{
 			Value: r.GetValue(), Found: r.GetFound(), Settled: r.GetSettled(), Level: kv.Level(r.GetLevel()), Outcome: outcomeOf(r.GetOutcome()),
-			Acks: int(r.GetAcks()), Version: r.GetVersion(), Context: r.GetContext(), Timestamp: timeOf(r.GetTimestampMs()),
+			Acks: int(r.GetAcks()), Hinted: int(r.GetHinted()), Version: r.GetVersion(), Context: r.GetContext(), Timestamp: timeOf(r.GetTimestampMs()),
 			Concurrent: int(r.GetConcurrent()), Coordinator: r.GetCoordinator(), Replicas: r.GetReplicas(),
 		}
 		for _, s := range r.GetSiblings() {

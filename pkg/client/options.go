@@ -50,6 +50,10 @@ func R(r int) Option { return quorumOption("r", r, func(q *kv.Quorum) { q.R = r 
 // W chooses how many replicas acknowledge an eventual write, at least 1.
 func W(w int) Option { return quorumOption("w", w, func(q *kv.Quorum) { q.W = w }) }
 
+// Sloppy lets durable hints on nodes that are no replicas of the key count towards the W of an eventual write; Result.Hinted says
+// how many did.
+func Sloppy() Option { return func(r *request) { r.Sloppy = true } }
+
 // quorumOption refuses numbers below 1 here, because on the wire 0 means "not chosen" and would be ignored.
 func quorumOption(name string, value int, set func(*kv.Quorum)) Option {
 	return func(r *request) {

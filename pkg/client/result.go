@@ -22,6 +22,8 @@ type Result struct {
 	Outcome kv.Outcome
 	// Acks counts the replicas that acknowledged, or answered.
 	Acks int
+	// Hinted is how many of Acks are hints that other nodes keep for replicas, in a sloppy write.
+	Hinted int
 	// Version is the Raft index of the strong write, for IfVersion; 0 for a value that has only been written eventually.
 	Version uint64
 	// Context covers everything this result reflects, for the option Context of a later eventual write.
@@ -52,7 +54,7 @@ func (r Result) String() string { return string(r.Value) }
 // which must not stay in memory for as long as the caller keeps one of them.
 func (r *Result) fill(in *kvwire.Result, replicas []string) {
 	*r = Result{
-		Found: in.Found, Settled: in.Settled, Level: in.Level, Outcome: in.Outcome, Acks: in.Acks, Version: in.Version,
+		Found: in.Found, Settled: in.Settled, Level: in.Level, Outcome: in.Outcome, Acks: in.Acks, Hinted: in.Hinted, Version: in.Version,
 		Concurrent: in.Concurrent, Coordinator: in.Coordinator, Replicas: replicas,
 	}
 	if n := len(in.Value); n+len(in.Context) > 0 {

@@ -66,11 +66,11 @@ func (e *each) answer(i int, res kv.Response, err error) {
 }
 
 // run serves the requests in rounds: the first one of each key, then the second of those that have one, and so on. Keys of
-// which one request is strong wait for nobody else's.
+// which one request is strong, or may fall back to a weaker level, wait for nobody else's.
 func (e *each) run() {
 	chains := make(map[string][]int, len(e.requests))
 	order := make([]string, 0, len(e.requests))
-	strong := make(map[string]bool)
+	apart := make(map[string]bool)
 	for i := range e.requests {
 		if err := e.plan(i); err != nil {
 			e.answer(i, kv.Response{}, err)
@@ -81,13 +81,13 @@ func (e *each) run() {
 			order = append(order, key)
 		}
 		chains[key] = append(chains[key], i)
-		if e.routes[i].request.Level == kv.LevelStrong {
-			strong[key] = true
+		if r := e.routes[i].request; r.Level == kv.LevelStrong || r.Fallback != kv.LevelUnset {
+			apart[key] = true
 		}
 	}
 	var rounds [][]int
 	for _, key := range order {
-		if chain := chains[key]; strong[key] {
+		if chain := chains[key]; apart[key] {
 			e.alone(func() {
 				for _, i := range chain {
 					res, err := e.n.route(e.ctx, &e.requests[i])
