@@ -200,7 +200,7 @@ func TestWhatIsNotUnderstoodIsReported(t *testing.T) {
 		message []byte
 		strange int32
 	}{
-		"a newer field":             {field(15, 60), 15},
+		"a newer field":             {field(60, 1), 60},
 		"a newer operation":         {field(operationOp, 4), operationOp},
 		"a newer level":             {field(operationLevel, 4), operationLevel},
 		"a level that wraps around": {field(operationLevel, 257), operationLevel},

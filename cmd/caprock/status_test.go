@@ -19,13 +19,13 @@ func TestStatusShowsTheHintsOfEveryNodeThatAnswered(t *testing.T) {
 		},
 	}
 	require.NoError(t, printStatus(&app{stdout: &out}, report))
-	for _, want := range []string{"hints kept by", "n1", "n2", "n3", "12", "3456", "1m1s"} {
+	for _, want := range []string{"HINTS KEPT BY", "n1", "n2", "n3", "12", "3456", "1m1s"} {
 		require.Contains(t, out.String(), want)
 	}
 	out.Reset()
 	report.Hints = nil
 	require.NoError(t, printStatus(&app{stdout: &out}, report))
-	require.NotContains(t, out.String(), "hints")
+	require.NotContains(t, out.String(), "HINTS")
 }
 
 func TestHintedAcknowledgementsAreShownApart(t *testing.T) {

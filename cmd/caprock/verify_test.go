@@ -18,7 +18,7 @@ func TestMistakesInAVerificationAreUsageErrorsThatNameWhatIsPossible(t *testing.
 		want string
 	}{
 		{"--nemesis partition,kil", `"kil" is not a nemesis; the nemeses are none, partition, `},
-		{"--nemesis what", "disk-full, disk-error, all"},
+		{"--nemesis what", "disk-full, disk-error, wipe, all"},
 		{"--workload regster", `"regster" is not a workload; the workloads are register, cas`},
 		{"--nemesis kill --endpoints http://a:1,http://b:1", `"kill" needs control over the processes`},
 		{"--endpoints localhost:8081", "is not of the form http://host:port"},
