@@ -43,6 +43,10 @@ type Hints interface {
 	// Settled reports whether the store holds no hint of the partition stamped at or below the time, and makes it durably
 	// refuse such hints from then on.
 	Settled(ctx context.Context, p kv.PartitionID, upTo causal.HLC) (bool, error)
+	// Holders returns the nodes that this one has asked to keep hints of the partition, and Strike forgets those that were last
+	// asked at or before the time, because all of them have settled up to it.
+	Holders(p kv.PartitionID) []kv.NodeID
+	Strike(p kv.PartitionID, upTo causal.HLC)
 }
 
 // Owned is a partition that this node holds a replica of.
@@ -67,8 +71,8 @@ type Deps struct {
 	Applied func(kv.PartitionID) uint64
 	// Hints is nil on a node that keeps none.
 	Hints Hints
-	// HintHolders lists the nodes that may keep hints of a partition besides its owners. Nil: there are none.
-	HintHolders func() []kv.NodeID
+	// Members lists the nodes of the cluster. Nil: there are none but the owners.
+	Members func() []kv.NodeID
 	// Violated counts rows that were found damaged. Nil: nobody counts.
 	Violated   func(rows int)
 	Rand       *rand.Rand
@@ -98,8 +102,8 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		deps.Applied == nil || deps.Rand == nil || deps.Logger == nil || deps.Registerer == nil {
 		return nil, errors.New("antientropy: a collaborator is missing")
 	}
-	if deps.HintHolders == nil {
-		deps.HintHolders = func() []kv.NodeID { return nil }
+	if deps.Members == nil {
+		deps.Members = func() []kv.NodeID { return nil }
 	}
 	if deps.Violated == nil {
 		deps.Violated = func(int) {}

@@ -14,9 +14,9 @@ import (
 // The watermark of a partition is raised by its first owner, in steps that each replica answers:
 //
 //	limit    how high may it be, by your clock?
-//	promise  take no new attempt from up to M, and have all that you took in storage
+//	promise  take no new attempt from up to M, and have all that you took in storage; whom have you asked to keep hints?
 //	(exchanges of the first owner with all others, and again with all but the last)
-//	hints    you hold no hint from up to M, and take none
+//	hints    you hold no hint from up to M, and take none; this goes to whoever may hold any
 //	commit   everything from up to M is everywhere
 //
 // Nothing has to be undone: a promise that is not followed by a commit refuses attempts that are too old anyway, and the next
@@ -68,7 +68,8 @@ func (s *Service) raise(ctx context.Context, o Owned) error {
 	if err := s.promise(ctx, o.Partition, mark); err != nil {
 		return err
 	}
-	if err := s.everywhere(ctx, o, others, stepPromise, mark); err != nil {
+	asked := s.asked(o.Partition)
+	if err := s.everywhere(ctx, o, others, stepPromise, mark, asked.add); err != nil {
 		return err
 	}
 	for pass := range 2 {
@@ -78,19 +79,19 @@ func (s *Service) raise(ctx context.Context, o Owned) error {
 			}
 		}
 	}
-	holders := others
-	for _, id := range s.deps.HintHolders() {
-		if id != s.deps.Self && !slices.Contains(holders, id) {
+	holders := slices.Clone(others)
+	for _, id := range s.deps.Members() {
+		if id != s.deps.Self && !slices.Contains(holders, id) && asked.may(id) {
 			holders = append(holders, id)
 		}
 	}
 	if err := s.hintsSettled(ctx, o.Partition, mark); err != nil {
 		return err
 	}
-	if err := s.everywhere(ctx, o, holders, stepHints, mark); err != nil {
+	if err := s.everywhere(ctx, o, holders, stepHints, mark, nil); err != nil {
 		return err
 	}
-	if err := s.everywhere(ctx, o, others, stepCommit, mark); err != nil {
+	if err := s.everywhere(ctx, o, others, stepCommit, mark, nil); err != nil {
 		return err
 	}
 	return s.commit(o.Partition, mark)
@@ -119,10 +120,16 @@ func (s *Service) limitOf(ctx context.Context, o Owned) (causal.HLC, error) {
 	return lowest, nil
 }
 
-// everywhere takes a step on all of the nodes. All are asked, whatever the others say.
-func (s *Service) everywhere(ctx context.Context, o Owned, nodes []kv.NodeID, step byte, mark causal.HLC) error {
+// everywhere takes a step on all of the nodes and hands their replies to took, if that is set. All are asked, whatever the
+// others say.
+func (s *Service) everywhere(
+	ctx context.Context, o Owned, nodes []kv.NodeID, step byte, mark causal.HLC, took func(reply []byte) error,
+) error {
 	return s.forAll(len(nodes), func(i int) error {
-		_, err := s.step(ctx, o, nodes[i], step, mark)
+		reply, err := s.step(ctx, o, nodes[i], step, mark)
+		if err == nil && took != nil {
+			err = took(reply)
+		}
 		return err
 	})
 }
@@ -155,7 +162,10 @@ func (s *Service) answerWatermark(ctx context.Context, from kv.NodeID, h header,
 		limit, err := s.limit(o.Partition)
 		return causal.AppendHLC(nil, limit), err
 	case stepPromise:
-		return nil, s.promise(ctx, o.Partition, mark)
+		if err := s.promise(ctx, o.Partition, mark); err != nil {
+			return nil, err
+		}
+		return s.asked(o.Partition).append(nil), nil
 	case stepCommit:
 		return nil, s.commit(o.Partition, mark)
 	default:
@@ -209,8 +219,12 @@ func (s *Service) commit(p kv.PartitionID, mark causal.HLC) error {
 	err := s.deps.Engine.ChangeRepair(p, func(r *storage.RepairState) {
 		if refused = r.Promised < mark || r.Healing || r.Quarantined; !refused {
 			r.Committed = max(r.Committed, mark)
+			r.HintsAnywhere = false // this replica said so when it promised, and all members were asked
 		}
 	})
+	if err == nil && !refused && s.deps.Hints != nil {
+		s.deps.Hints.Strike(p, mark)
+	}
 	if err == nil && refused {
 		err = fmt.Errorf("%w: node %d has not promised %s, or has lost rows since", errNotNow, s.deps.Self, mark)
 	}

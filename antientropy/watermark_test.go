@@ -103,6 +103,9 @@ func (unsettled) Settled(context.Context, kv.PartitionID, causal.HLC) (bool, err
 	return false, nil
 }
 
+func (unsettled) Holders(kv.PartitionID) []kv.NodeID { return nil }
+func (unsettled) Strike(kv.PartitionID, causal.HLC)  {}
+
 func TestNoReplicaCommitsWhatItHasNotPromised(t *testing.T) {
 	g := group(t, 2, DefaultConfig())
 	require.ErrorIs(t, g[1].service.commit(0, 5), errNotNow)
@@ -111,4 +114,57 @@ func TestNoReplicaCommitsWhatItHasNotPromised(t *testing.T) {
 	require.NoError(t, g[1].service.commit(0, 5))
 	require.NoError(t, g[1].service.commit(0, 3), "a late message lowers nothing")
 	require.Equal(t, causal.HLC(5), g[1].engine.State().Repair(0).Committed)
+}
+
+// asked is a store of hints that keeps nothing, of a node that has asked others to.
+type asked struct {
+	nodes  []kv.NodeID
+	struck *causal.HLC
+}
+
+func (asked) Settled(context.Context, kv.PartitionID, causal.HLC) (bool, error) { return true, nil }
+func (a asked) Holders(kv.PartitionID) []kv.NodeID                              { return a.nodes }
+func (a asked) Strike(_ kv.PartitionID, upTo causal.HLC)                        { *a.struck = upTo }
+
+func TestWatermarkAsksWhomAnyOwnerAsked(t *testing.T) {
+	for name, test := range map[string]struct {
+		asked    []kv.NodeID // by the second owner
+		anywhere bool        // the second owner does not know
+		members  []kv.NodeID
+		waits    bool
+	}{
+		"nobody was asked":               {members: []kv.NodeID{1, 2, 3, 4}},
+		"a dead one was":                 {asked: []kv.NodeID{4}, members: []kv.NodeID{1, 2, 3, 4}, waits: true},
+		"one that has left was":          {asked: []kv.NodeID{4}, members: []kv.NodeID{1, 2, 3}},
+		"nobody knows whether one was":   {anywhere: true, members: []kv.NodeID{1, 2, 3, 4}, waits: true},
+		"nobody knows, and all are here": {anywhere: true, members: []kv.NodeID{1, 2, 3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := group(t, 4, DefaultConfig())
+			owners := []kv.NodeID{1, 2, 3}
+			struck := make([]causal.HLC, 4)
+			for i, r := range g {
+				r.service.deps.Owned = func() []Owned { return []Owned{{Partition: 0, Epoch: 1, Owners: owners}} }
+				r.service.deps.Members = func() []kv.NodeID { return test.members }
+				r.service.deps.Hints = asked{struck: &struck[i]}
+			}
+			g[1].service.deps.Hints = asked{nodes: test.asked, struck: &struck[1]}
+			require.NoError(t, g[1].engine.ChangeRepair(0, func(r *storage.RepairState) { r.HintsAnywhere = test.anywhere }))
+			g[3].down.Store(true)
+			err := g[0].service.raise(t.Context(), g[0].service.deps.Owned()[0])
+			if test.waits {
+				require.Error(t, err)
+				require.Zero(t, struck[1])
+				require.Zero(t, g[0].engine.State().Repair(0).Committed)
+				require.Equal(t, test.anywhere, g[1].engine.State().Repair(0).HintsAnywhere)
+				g[3].down.Store(false)
+				err = g[0].service.raise(t.Context(), g[0].service.deps.Owned()[0])
+			}
+			require.NoError(t, err)
+			mark := g[1].engine.State().Repair(0).Committed
+			require.NotZero(t, mark)
+			require.Equal(t, mark, struck[1])
+			require.False(t, g[1].engine.State().Repair(0).HintsAnywhere, "all were asked")
+		})
+	}
 }

@@ -69,8 +69,26 @@ func (o *writeOp) handOff(h handoff) {
 	}
 }
 
-// divert asks another node to keep the set for the replica.
+// divert asks another node to keep the set for the replica, once it is noted that this node did.
 func (o *writeOp) divert(h handoff) {
+	if o.c.deps.Hints == nil {
+		o.divertNoted(h)
+		return
+	}
+	o.c.deps.Hints.Ask(o.call.Partition, h.to, func(err error) {
+		// The watermark asks those that were noted when this replica promised it.
+		if err == nil && h.dot.Time <= o.c.deps.Store.deps.State.Repair(o.call.Partition).Promised {
+			err = kv.Errorf(kv.CodeNotReady, "the attempt is from before what the replica has promised").WithOutcome(kv.OutcomeNotApplied)
+		}
+		if err != nil {
+			o.kept(h, WriteReply{}, err)
+			return
+		}
+		o.divertNoted(h)
+	})
+}
+
+func (o *writeOp) divertNoted(h handoff) {
 	if !o.c.calls.begin(h.to) {
 		o.kept(h, WriteReply{}, o.c.errNotCalled(h.to))
 		return

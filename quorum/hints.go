@@ -67,6 +67,8 @@ type Hints struct {
 	recent map[hintKey]*recentHint
 	// floors holds for each partition what Settled was asked for last: no attempt from up to then is kept.
 	floors map[kv.PartitionID]causal.HLC
+	// holders are the nodes that were asked to keep hints, by partition.
+	holders map[kv.PartitionID]map[kv.NodeID]*hintHolder
 	// queuedBytes is the size of the hints that are not on the disk yet.
 	queuedBytes int64
 }
@@ -142,6 +144,7 @@ func NewHints(cfg HintConfig, deps HintDeps) (*Hints, error) {
 	s := &Hints{
 		cfg: cfg, deps: deps, began: time.Now(),
 		targets: map[kv.NodeID]*hintTarget{}, recent: map[hintKey]*recentHint{}, floors: map[kv.PartitionID]causal.HLC{},
+		holders: map[kv.PartitionID]map[kv.NodeID]*hintHolder{},
 	}
 	var err error
 	if s.boot, err = deps.Clock.Now(); err != nil {
@@ -153,6 +156,9 @@ func NewHints(cfg HintConfig, deps HintDeps) (*Hints, error) {
 		s.seq = max(s.seq, id.Seq)
 		return true
 	})
+	if err == nil {
+		err = deps.State.ScanHintHolders(func(p kv.PartitionID, id kv.NodeID) { *s.holder(p, id) = hintHolder{asked: s.boot, durable: true} })
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -204,3 +204,54 @@ func strongAt(term, index uint64) storage.Strong {
 		Value: []byte("s"), Revision: index, Stamp: causal.Stamp{Base: causal.Position{Term: term, Index: index}, Time: 1, Node: 1},
 	}
 }
+
+// Whoever raises the watermark has to learn of each node that may keep a hint, power cuts or not, and of none that cannot.
+func TestWhoWasAskedToKeepHintsIsNotedBeforeItIsAsked(t *testing.T) {
+	sloppily(t, 1, func(t *testing.T, c *cluster) {
+		_, err := c.sloppyPut(1, "all", "v", 3)
+		require.NoError(t, err)
+		require.Empty(t, c.node(1).hints.Holders(3), "all replicas took it")
+		c.kill(2)
+		c.node(2).dead.Store(true)
+		c.node(1).disk.set(func(d *testDisk) { d.sync = 100 * time.Millisecond })
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.sloppyPut(1, "k", "v", 3)
+			done <- err
+		}()
+		time.Sleep(90 * time.Millisecond)
+		require.Empty(t, c.node(4).pending(2), "the note is not durable yet")
+		require.NoError(t, <-done)
+		require.Len(t, c.node(4).pending(2), 1)
+		require.Equal(t, []kv.NodeID{4}, c.node(1).hints.Holders(3))
+		c.powerCut(1)
+		require.Equal(t, []kv.NodeID{4}, c.node(1).hints.Holders(3))
+
+		// Only a watermark above all that the node was asked for strikes it out, for good.
+		c.node(1).hints.Strike(3, c.node(1).hints.boot-1)
+		require.Len(t, c.node(1).hints.Holders(3), 1)
+		c.node(1).hints.Strike(3, c.node(1).clock.Last())
+		require.Empty(t, c.node(1).hints.Holders(3))
+		time.Sleep(time.Second)
+		require.NoError(t, c.node(1).engine.State().ScanHintHolders(func(kv.PartitionID, kv.NodeID) { require.Fail(t, "it is still on the disk") }))
+	})
+}
+
+// The watermark has asked by then.
+func TestNobodyIsAskedToKeepWhatIsFromBeforeThePromise(t *testing.T) {
+	sloppily(t, 1, func(t *testing.T, c *cluster) {
+		c.kill(2)
+		c.node(2).dead.Store(true)
+		c.node(1).disk.set(func(d *testDisk) { d.sync = 100 * time.Millisecond })
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.sloppyPut(1, "k", "v", 3)
+			done <- err
+		}()
+		time.Sleep(50 * time.Millisecond) // it is placed, and its note is on the way to the disk
+		promised := causal.MakeHLC(time.Now().UnixMilli(), 0)
+		require.NoError(t, c.node(1).engine.ChangeRepair(3, func(r *storage.RepairState) { r.Promised = promised }))
+		require.Equal(t, kv.CodeQuorumUnavailable, kv.CodeOf(<-done))
+		require.Empty(t, c.node(4).pending(2))
+	})
+}

@@ -60,6 +60,7 @@ var hunters = map[mutant.Name][]string{
 	mutant.HintCountedAsAck:        {"TestHintsForUnreachableReplicasAcknowledgeNothing"},
 	mutant.HintBypassesDropRule:    {"TestHintsOfWhatAStrongWriteReplacedAreDroppedAtTheirTarget"},
 	mutant.HealingCounted:          {"TestReplicaThatLostItsRowsAnswersForNothingUntilItHasHealed"},
+	mutant.HintHolderForgotten:     {"TestWatermarkWaitsForWhoeverMayKeepHintsAndForNobodyElse"},
 	mutant.FirstAnswerWins:         {"TestReadsWhoseQuorumOverlapsTheWritesSeeThem"},
 	mutant.ListSkipsPageEdge:       {"TestListingsShowWhatBothLanesAcknowledged"},
 	mutant.HintDroppedSilently:     {"TestReplicasConvergeAlthoughHintsWereDropped"},

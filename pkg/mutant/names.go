@@ -62,6 +62,7 @@ const (
 	TombstoneAboveLive      Name = "tombstone_above_live"
 	HealingCounted          Name = "healing_counted"
 	FallbackAfterUnknown    Name = "fallback_after_unknown"
+	HintHolderForgotten     Name = "hint_holder_forgotten"
 )
 
 // All returns every name, in the order in which they are run.
@@ -95,5 +96,6 @@ func All() []Name {
 		TombstoneAboveLive,
 		HealingCounted,
 		FallbackAfterUnknown,
+		HintHolderForgotten,
 	}
 }

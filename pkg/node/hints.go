@@ -49,8 +49,8 @@ func (n *Node) takeHint(w quorum.WriteRequest, reply func(quorum.WriteReply, err
 	n.hints.Take(w, reply)
 }
 
-// hintHolders lists the nodes that may keep hints of any partition: all members.
-func (n *Node) hintHolders() []kv.NodeID {
+// memberIDs lists the nodes of the cluster.
+func (n *Node) memberIDs() []kv.NodeID {
 	st := n.machine.State()
 	out := make([]kv.NodeID, len(st.Members))
 	for i, m := range st.Members {

@@ -86,7 +86,7 @@ func (n *Node) composeExchange(deps Deps) error {
 	n.exchange, err = antientropy.New(n.cfg.AntiEntropy, antientropy.Deps{
 		Self: n.id.Node, Engine: n.engine, Replica: repairer{n}, Peer: n.mux, Owned: n.ownedPartitions, Alive: n.alive,
 		Now: n.clock.Now, Applied: n.appliedOf, Violated: func(rows int) { violations.Add(float64(rows)) },
-		Hints: n.hints, HintHolders: n.hintHolders,
+		Hints: n.hints, Members: n.memberIDs,
 		Rand: n.rand.fork(), Logger: n.log, Registerer: deps.Registerer,
 	})
 	return err

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -154,4 +155,85 @@ func TestReplicasThatAllLostRowsGiveEachOtherWhatIsLeft(t *testing.T) {
 			require.Len(t, eventualRows(t, c, i), 30)
 		}
 	})
+}
+
+// What only a hint holds keeps the watermark where it is, and a member that keeps none, however dead, does not.
+func TestWatermarkWaitsForWhoeverMayKeepHintsAndForNobodyElse(t *testing.T) {
+	tune := func(cfg *node.Config) {
+		quickRepair(cfg)
+		cfg.Quorum = kv.Quorum{N: 3, R: 2, W: 2}
+	}
+	for _, seed := range seeds()[:min(2, len(seeds()))] {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			inTunedBubble(t, seed, 4, tune, func(t *testing.T, ctx context.Context, c *Cluster) {
+				p := kv.PartitionID(0)
+				key := ""
+				for i := 0; key == ""; i++ {
+					if k := repairKey(i); partitionOf(k) == p {
+						key = string(k)
+					}
+				}
+				var owners []int
+				stranger := -1
+				for i := range c.Size() {
+					if slices.Contains(c.Node(0).Partitions()[p].Replicas, c.nodes[i].name) {
+						owners = append(owners, i)
+					} else {
+						stranger = i
+					}
+				}
+				require.Len(t, owners, 3)
+				a, b, d := owners[0], owners[1], owners[2]
+				passed := func(at time.Time) func() bool {
+					return func() bool {
+						for _, i := range owners {
+							if c.Node(i) == nil || !repairStates(t, c, i)[p].Committed.Time().After(at) {
+								return false
+							}
+						}
+						return true
+					}
+				}
+				require.NoError(t, c.Crash(100, stranger))
+				until(t, time.Minute, "the watermark waits for a member that keeps nothing", passed(time.Now()))
+				require.NoError(t, c.Start(ctx, stranger))
+				waitReady(t, ctx, c, Convergence)
+				time.Sleep(5 * time.Second)
+
+				require.NoError(t, c.Crash(100, b))
+				time.Sleep(5 * time.Second)
+				res, err := eventualPut(ctx, c, a, key, "value", 3, true)
+				require.NoError(t, err)
+				require.Equal(t, 1, res.Hinted)
+				require.NoError(t, c.Crash(100, stranger))
+				loseEventual(t, ctx, c, a)
+				loseEventual(t, ctx, c, d)
+				require.NoError(t, c.Start(ctx, b))
+				time.Sleep(time.Minute)
+				for _, i := range owners {
+					require.Zero(t, healingOf(c, i, p))
+					require.False(t, passed(res.Timestamp)(), "the watermark has passed what only a hint holds")
+				}
+				require.NoError(t, c.Start(ctx, stranger))
+				until(t, time.Minute, "the watermark waits for a holder that has nothing left", passed(res.Timestamp))
+				for _, i := range owners {
+					res, err := get(ctx, c, i, kv.LevelLocal, key)
+					require.NoError(t, err)
+					require.Equal(t, "value", string(res.Value), "n%d", i+1)
+				}
+				// Nothing is left to wait for: the holder may go again.
+				time.Sleep(20 * time.Second)
+				require.NoError(t, c.Crash(100, stranger))
+				until(t, time.Minute, "the watermark waits for a holder that was asked long ago", passed(time.Now()))
+			})
+		})
+	}
+}
+
+// healingOf returns 1 if the replica of the partition on node i heals.
+func healingOf(c *Cluster, i int, p kv.PartitionID) int {
+	if doc := c.Node(i).Partitions()[p]; doc.Repair != nil && doc.Repair.State != "ok" {
+		return 1
+	}
+	return 0
 }

@@ -57,6 +57,38 @@ func appendHintHead(dst, key []byte) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(key))), key...)
 }
 
+// holdersPrefix begins the names of the node rows that say who may keep hints.
+const holdersPrefix = "holders/"
+
+// SetHintHolders notes which nodes this one has asked to keep hints of a partition.
+func (b *Batch) SetHintHolders(p kv.PartitionID, holders []kv.NodeID) {
+	value := make([]byte, 0, 8*len(holders))
+	for _, id := range holders {
+		value = binary.BigEndian.AppendUint64(value, uint64(id))
+	}
+	b.SetNodeRow(string(binary.BigEndian.AppendUint16([]byte(holdersPrefix), uint16(p))), value)
+}
+
+// ScanHintHolders calls fn with each node that SetHintHolders noted last, partition by partition.
+func (s State) ScanHintHolders(fn func(p kv.PartitionID, holder kv.NodeID)) error {
+	lower := appendNodeKey(nil, holdersPrefix)
+	return s.e.scan(lower, appendPrefixEnd(nil, lower), lower, func(key, row []byte) (bool, error) {
+		if len(key) != len(lower)+2 {
+			return false, corruptRow(key, "names no partition")
+		}
+		p := kv.PartitionID(binary.BigEndian.Uint16(key[len(lower):]))
+		return true, s.e.useRow(key, row, formatOpaque, func(b []byte) error {
+			for ; len(b) >= 8; b = b[8:] {
+				fn(p, kv.NodeID(binary.BigEndian.Uint64(b)))
+			}
+			if len(b) > 0 {
+				return errLeftOver
+			}
+			return nil
+		})
+	})
+}
+
 // SetHint keeps a key's sibling set for another node.
 func (b *Batch) SetHint(id HintID, key []byte, set causal.SiblingSet) {
 	b.key = appendHintKey(b.key[:0], id)

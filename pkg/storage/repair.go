@@ -21,12 +21,16 @@ type RepairState struct {
 	Healing bool
 	// Quarantined says that the rows of the partition are being replaced by copies of those that can still be read.
 	Quarantined bool
+	// HintsAnywhere says that this disk does not know of all nodes that may keep hints of the partition: others asked them before
+	// it kept the partition, or before anybody noted whom it asked.
+	HintsAnywhere bool
 }
 
 const (
 	repairHealing byte = 1 << iota
 	repairQuarantined
-	repairFlags = repairHealing | repairQuarantined
+	repairHintsAnywhere
+	repairFlags = repairHealing | repairQuarantined | repairHintsAnywhere
 )
 
 func appendRepair(dst []byte, r RepairState) []byte {
@@ -36,6 +40,9 @@ func appendRepair(dst []byte, r RepairState) []byte {
 	}
 	if r.Quarantined {
 		flags |= repairQuarantined
+	}
+	if r.HintsAnywhere {
+		flags |= repairHintsAnywhere
 	}
 	return causal.AppendHLC(causal.AppendHLC(append(dst, flags), r.Promised), r.Committed)
 }
@@ -50,6 +57,7 @@ func decodeRepair(b []byte) (RepairState, error) {
 	}
 	r := RepairState{
 		Healing: flags&repairHealing != 0, Quarantined: flags&repairQuarantined != 0,
+		HintsAnywhere: flags&repairHintsAnywhere != 0,
 	}
 	var err error
 	if r.Promised, b, err = causal.DecodeHLC(b[1:]); err != nil {
@@ -146,8 +154,15 @@ func (e *Engine) KeepSiblings(p kv.PartitionID, empty bool) error {
 	if err != nil {
 		return err
 	}
-	if err := e.keepBeside(e.trees.of(p), RepairState{Healing: kept || !empty}); err != nil || kept {
+	t := e.trees.of(p)
+	beside := t.repair.Load() != nil
+	if err := e.keepBeside(t, RepairState{Healing: kept || !empty}); err != nil || kept {
 		return err
+	}
+	if beside || !empty {
+		if err := e.ChangeRepair(p, func(r *RepairState) { r.HintsAnywhere = true }); err != nil {
+			return err
+		}
 	}
 	// Last, so that a crash in between leaves a disk that has kept nothing yet.
 	b := e.NewBatch()
