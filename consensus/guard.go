@@ -5,22 +5,31 @@ import (
 	"time"
 
 	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
-// Guard makes a write depend on what its proposer judged it by. The proposer has asked a majority for eventual versions that
+// Guard makes a command depend on what its proposer judged it by. The proposer has asked a majority for eventual versions that
 // the state does not cover yet (package node, settle.go); the guard has the entry do nothing if the state has changed since.
 type Guard struct {
-	// Revisions are the indexes of the entries that wrote the state's rows last, one a write, 0 where there is no row. A row
-	// with another one makes the whole command do nothing: WriteReply.Overtaken.
-	Revisions []uint64
-	// Time, unless it is zero, is the reading up to which a majority takes no more eventual writes of the keys. The write's
+	// Writes is one expectation a write of the command.
+	Writes []Expectation
+}
+
+// Expectation is what one write of a guarded command was judged by.
+type Expectation struct {
+	// Any says that the write was judged by nothing; the rest is then unused.
+	Any bool
+	// Revision is the index of the entry that wrote the key's row last, 0 where there is none. Another one makes the whole command
+	// do nothing: WriteReply.Overtaken.
+	Revision uint64
+	// Time, unless it is zero, is the reading up to which a majority takes no more eventual writes of the key. The write's
 	// stamp then is that reading on the base of what it replaces: above everything that was found, below everything that
 	// is accepted later.
 	Time causal.HLC
-	// Covers are the ids of eventual writes that each write takes in.
-	Covers [][]causal.Dot
+	// Covers are the ids of eventual writes that the write takes in.
+	Covers []causal.Dot
 }
 
 // Settled is an eventual version that a write takes into the strong lane as it is: with its stamp, so that versions which are
@@ -40,36 +49,61 @@ const (
 	coveredAgeMillis = 60 * 60 * 1000
 )
 
+// Flags of an expectation.
+const (
+	expectsAny byte = 1 << iota
+	expectsTime
+	expectsCovers
+	expectsFlags = expectsAny | expectsTime | expectsCovers
+)
+
 func appendGuard(dst []byte, g *Guard) []byte {
-	dst = causal.AppendHLC(dst, g.Time)
-	dst = binary.AppendUvarint(dst, uint64(len(g.Revisions)))
-	for _, r := range g.Revisions {
-		dst = binary.AppendUvarint(dst, r)
-	}
-	dst = binary.AppendUvarint(dst, uint64(len(g.Covers)))
-	for _, ids := range g.Covers {
-		dst = binary.AppendUvarint(dst, uint64(len(ids)))
-		for _, id := range ids {
-			dst = causal.AppendDot(dst, id)
+	dst = binary.AppendUvarint(dst, uint64(len(g.Writes)))
+	for i := range g.Writes {
+		x := &g.Writes[i]
+		if x.Any {
+			dst = append(dst, expectsAny)
+			continue
+		}
+		var flags byte
+		if x.Time != 0 {
+			flags |= expectsTime
+		}
+		if len(x.Covers) > 0 {
+			flags |= expectsCovers
+		}
+		dst = binary.AppendUvarint(append(dst, flags), x.Revision)
+		if x.Time != 0 {
+			dst = causal.AppendHLC(dst, x.Time)
+		}
+		if len(x.Covers) > 0 {
+			dst = binary.AppendUvarint(dst, uint64(len(x.Covers)))
+			for _, id := range x.Covers {
+				dst = causal.AppendDot(dst, id)
+			}
 		}
 	}
 	return dst
 }
 
 func readGuard(r *reader) *Guard {
-	g := &Guard{}
-	if r.err == nil {
-		g.Time, r.b, r.err = causal.DecodeHLC(r.b)
-	}
-	g.Revisions = make([]uint64, r.count("revisions"))
-	for i := range g.Revisions {
-		g.Revisions[i] = r.uvarint("revision")
-	}
-	if n := r.count("covers"); n > 0 {
-		g.Covers = make([][]causal.Dot, n)
-	}
-	for i := range g.Covers {
-		g.Covers[i] = readDots(r)
+	g := &Guard{Writes: make([]Expectation, r.count("expectations"))}
+	for i := range g.Writes {
+		x := &g.Writes[i]
+		flags := r.byte("expectation")
+		if flags&^expectsFlags != 0 || flags&expectsAny != 0 && flags != expectsAny {
+			r.fail("expectation")
+		}
+		if x.Any = flags&expectsAny != 0; x.Any {
+			continue
+		}
+		x.Revision = r.uvarint("revision")
+		if flags&expectsTime != 0 && r.err == nil {
+			x.Time, r.b, r.err = causal.DecodeHLC(r.b)
+		}
+		if flags&expectsCovers != 0 {
+			x.Covers = readDots(r)
+		}
 	}
 	return g
 }
@@ -89,9 +123,9 @@ func readDots(r *reader) []causal.Dot {
 
 // guardBytes is an upper bound of what appendGuard appends.
 func guardBytes(g *Guard) int {
-	size := 8 + 2*binary.MaxVarintLen32 + len(g.Revisions)*binary.MaxVarintLen64
-	for _, ids := range g.Covers {
-		size += binary.MaxVarintLen32 + len(ids)*(8+binary.MaxVarintLen64)
+	size := binary.MaxVarintLen32
+	for i := range g.Writes {
+		size += 1 + binary.MaxVarintLen64 + 8 + binary.MaxVarintLen32 + len(g.Writes[i].Covers)*(8+binary.MaxVarintLen64)
 	}
 	return size
 }
@@ -117,23 +151,16 @@ func readSettled(r *reader) *Settled {
 	return s
 }
 
-// revision returns the revision that the ith write of the command expects; false when it expects none.
-func (g *Guard) revision(i int) (uint64, bool) {
-	if g == nil || i >= len(g.Revisions) || mutant.Planted == mutant.SettleWithoutRevision {
-		return 0, false
+// of returns what the ith write of the command was judged by.
+func (g *Guard) of(i int) Expectation {
+	if g == nil || i >= len(g.Writes) {
+		return Expectation{Any: true}
 	}
-	return g.Revisions[i], true
-}
-
-func (g *Guard) covers(i int) []causal.Dot {
-	if g == nil || i >= len(g.Covers) {
-		return nil
-	}
-	return g.Covers[i]
+	return g.Writes[i]
 }
 
 // stampOf returns the stamp of a write on top of the state s.
-func (op *WriteOp) stampOf(g *Guard, s *storage.Strong, e Committed) causal.Stamp {
+func (op *WriteOp) stampOf(x *Expectation, s *storage.Strong, e Committed) causal.Stamp {
 	if mutant.Planted == mutant.ApplyReadsClock {
 		e.Time = causal.MakeHLC(time.Now().UnixMilli(), 0)
 	}
@@ -141,8 +168,8 @@ func (op *WriteOp) stampOf(g *Guard, s *storage.Strong, e Committed) causal.Stam
 	switch {
 	case op.Settled != nil && mutant.Planted != mutant.SettleAtOwnPosition:
 		return op.Settled.Stamp
-	case op.Settled == nil && g != nil && g.Time != 0:
-		return causal.Stamp{Base: s.Stamp.Base, Time: g.Time, Node: e.Proposer}
+	case op.Settled == nil && x.Time != 0:
+		return causal.Stamp{Base: s.Stamp.Base, Time: x.Time, Node: e.Proposer}
 	}
 	return own
 }
@@ -172,21 +199,22 @@ func fenceOf(raw []byte, own causal.Stamp, raise func(key []byte, s causal.Stamp
 	if err != nil {
 		return
 	}
-	one := func(op *WriteOp) {
+	one := func(op *WriteOp, i int) {
+		x := c.Guard.of(i)
 		switch {
 		case op.Settled != nil:
-			raise(op.Key, op.stampOf(c.Guard, &storage.Strong{}, Committed{Pos: own.Base, Time: own.Time, Proposer: own.Node}))
-		case c.Guard != nil && c.Guard.Time != 0:
+			raise(op.Key, op.stampOf(&x, &storage.Strong{}, Committed{Pos: own.Base, Time: own.Time, Proposer: own.Node}))
+		case x.Time != 0:
 			// Its promise fences it; its base is known to apply only.
 		default:
 			raise(op.Key, own)
 		}
 	}
 	if c.Batch == nil && c.expire == nil {
-		one(&c.WriteOp)
+		one(&c.WriteOp, 0)
 	}
 	for i := range c.Batch {
-		one(&c.Batch[i])
+		one(&c.Batch[i], i)
 	}
 }
 
@@ -196,4 +224,9 @@ func revisionOf(s *storage.Strong, found bool) uint64 {
 		return 0
 	}
 	return s.Revision
+}
+
+// Answers reports whether what the write answers, or writes, depends on the value that it replaces.
+func (op *WriteOp) Answers() bool {
+	return op.Delete || op.Condition.Kind != kv.ConditionNone || op.TTL == kv.TTLKeep
 }

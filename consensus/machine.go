@@ -167,21 +167,21 @@ func (m *kvMachine) decideAll(op *WriteOp, e Committed, gone *[]lapsed) (WriteRe
 // decideWrite returns what a put or a delete does, the nth write of its command. It reads the key's row only where the answer
 // or the new row depends on it. Whether it did must not show in the answer: replicas differ in what they know to be absent.
 func (m *kvMachine) decideWrite(op *WriteOp, g *Guard, n int, e Committed, gone *[]lapsed) (WriteReply, error) {
-	expected, guarded := g.revision(n)
+	x := g.of(n)
 	asks := op.Delete || op.Condition.Kind != kv.ConditionNone
 	var s storage.Strong
 	var found bool
-	if guarded || asks || op.Settled != nil || !m.state.CoversNothing(e.Group, op.Key) {
+	if !x.Any || asks || op.Settled != nil || !m.state.CoversNothing(e.Group, op.Key) {
 		var err error
 		if s, found, err = m.state.Strong(e.Group, op.Key); err != nil {
 			return WriteReply{}, err
 		}
 	}
-	stamp := op.stampOf(g, &s, e)
-	if guarded && (revisionOf(&s, found) != expected || found && !stamp.After(s.Stamp)) {
+	stamp := op.stampOf(&x, &s, e)
+	if !x.Any && (revisionOf(&s, found) != x.Revision || found && !stamp.After(s.Stamp)) && mutant.Planted != mutant.SettleWithoutRevision {
 		return WriteReply{Overtaken: true}, nil
 	}
-	op.covered, op.kept = cover(s.Covered, g.covers(n), e), s.Expiry // kept is of use only where the key has to exist
+	op.covered, op.kept = cover(s.Covered, x.Covers, e), s.Expiry // kept is of use only where the key has to exist
 	switch {
 	case op.Settled != nil:
 		op.covered, found = append(op.covered, op.Settled.ID), false

@@ -223,6 +223,14 @@ func (s *Store) Leader(g kv.GroupID) kv.NodeID {
 	return kv.NoNode
 }
 
+// Applied returns how far this node has applied the group's log.
+func (s *Store) Applied(g kv.GroupID) uint64 {
+	if v := s.views.get(g); v != nil {
+		return v.read().Applied
+	}
+	return 0
+}
+
 // Status describes this node's replica of the group; false when there is none.
 func (s *Store) Status(g kv.GroupID) (GroupStatus, bool) {
 	v := s.views.get(g)

@@ -25,16 +25,16 @@ const (
 	verdictRefused
 )
 
-// decide is the accept rule of design.md §7 and §8: what this replica does with a write that arrives, given what it
-// holds. The order of the cases is part of the protocol.
+// decide is the accept rule of design.md §7 and §8, in the order of ADR 0009: what this replica does with a write that arrives,
+// given what it holds. The order of the cases is part of the protocol.
 //
 //  1. A write id that the strong lane covers is acknowledged: it took effect, whatever its stamp.
-//  2. A stamp that is not above the strong lane's is refused, repeated messages included: after a strong write only a
-//     new stamp may follow it. So is an attempt from before what the replica has promised to the repair watermark. The
-//     key's append fence and promise are checked in this same place, with this same answer.
-//  3. A dot that the held context covers is acknowledged: the message is late or repeated.
-//  4. Unless siblings are kept, a stamp below a held version's is refused, so that a write that is acknowledged is the
-//     last one everywhere it was acknowledged.
+//  2. A stamp that is not above the strong lane's, or above the key's fence, is refused, repeated messages included: after a
+//     strong write, which may be in the log only, only a new stamp may follow it. So is an attempt from before what the
+//     replica has promised, for the key or to the repair watermark.
+//  3. Unless siblings are kept, a stamp below a held version's is refused, so that a write that is acknowledged is the
+//     last one everywhere it was acknowledged. A context that covers it is no excuse: a repair may have brought that.
+//  4. A dot that the held context covers is acknowledged: the message is late or repeated.
 //  5. All else is merged.
 //
 // A repair has no attempt that could be refused; the drop rule alone decides what of it survives.
@@ -46,14 +46,16 @@ func (v *versions) decide(w *WriteRequest, keeps bool) verdict {
 	switch {
 	case v.hasStrong && v.coversID(attempt.ID):
 		return verdictCovered
-	case v.hasStrong && !attempt.Stamp.After(v.strong.Stamp):
+	case mutant.Planted == mutant.CoveredBeforeFence && v.set.Covers(attempt.Dot):
+		return verdictHeld
+	case v.hasStrong && !attempt.Stamp.After(v.strong.Stamp), !attempt.Stamp.After(v.fence):
 		return verdictRefused
-	case attempt.Dot.Time <= v.repair.Promised:
+	case attempt.Dot.Time <= v.promised():
+		return verdictRefused
+	case !keeps && v.highest().After(attempt.Stamp) && mutant.Planted != mutant.LateStampAccepted:
 		return verdictRefused
 	case v.set.Covers(attempt.Dot):
 		return verdictHeld
-	case !keeps && v.highest().After(attempt.Stamp) && mutant.Planted != mutant.LateStampAccepted:
-		return verdictRefused
 	default:
 		return verdictMerge
 	}
@@ -75,6 +77,8 @@ type draft struct {
 	base    causal.Position
 	deleted bool
 	value   []byte
+	// waited is how long the write has waited for a position that it may be based on.
+	waited time.Duration
 	// blind says that the write came without a context, rather than with one of a reader that found nothing.
 	blind bool
 	// ttl is how long the value is there, 0 for ever; expiry is when that ends, which its first attempt decides.
@@ -95,6 +99,9 @@ const (
 	// placementHealing: this replica has lost rows, so that what its new versions claim to cover may include versions that it
 	// does not know.
 	placementHealing
+	// placementBehind: what the write has to follow is in the log, in a term of which nothing is known to be committed: it may
+	// still come to nothing, and a stamp based on it would then stand above what is committed in its place.
+	placementBehind
 	// placementCovered: the strong lane has taken in an earlier attempt of this very write.
 	placementCovered
 	// placementImpossible: the resolver can make nothing of the write.
@@ -113,22 +120,31 @@ func (v *versions) place(
 		return causal.SiblingSet{}, placementCovered, nil
 	}
 	top := v.highest()
-	if d.above.After(top) {
-		top = d.above
-	}
-	// A higher base than this node's own was appended at the replica that it was seen at.
+	// A higher base than this node's own was taken, by the same rule, at the replica that it was seen at. That of a fence
+	// was not: it is where some entry is.
 	for _, seen := range [...]causal.Position{d.base, top.Base} {
 		if seen.Compare(base) > 0 {
 			base = seen
 		}
 	}
+	for _, seen := range [...]causal.Stamp{v.fence, d.above} {
+		if seen.After(top) {
+			top = seen
+		}
+	}
+	if top.Base.Compare(base) > 0 && mutant.Planted != mutant.BaseGuessed {
+		return causal.SiblingSet{}, placementBehind, nil
+	}
 	stamp := causal.Stamp{Base: base, Time: dot.Time, Node: dot.Node}
-	if !stamp.After(top) || dot.Time <= v.repair.Promised || v.set.Covers(dot) || d.context.Covers(dot) {
+	if !stamp.After(top) || dot.Time <= v.promised() || v.set.Covers(dot) || d.context.Covers(dot) {
 		// A vector covers all of a node's dots up to its entry, so that a reading which was overtaken by a later one
 		// of this node would be taken for superseded.
 		return causal.SiblingSet{}, placementEarly, nil
 	}
 	s := causal.Sibling{ID: d.id, Dot: dot, Stamp: stamp, Deleted: d.deleted, Value: d.value, Expiry: d.expiry}
+	if mutant.Planted == mutant.RestampNewID {
+		s.ID = dot
+	}
 	if d.id.IsZero() {
 		s.ID = dot
 		if d.ttl > 0 {

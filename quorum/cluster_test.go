@@ -168,7 +168,7 @@ func (n *testNode) start() {
 	log := slog.New(slog.DiscardHandler)
 	n.store, err = NewStore(DefaultConfig(), StoreDeps{
 		State: n.engine.State(), Committer: n.disk, Clock: n.clock, Logger: log, Registerer: n.reg,
-		Positions:     func(kv.GroupID) causal.Position { return *n.position.Load() },
+		Base:          func(kv.GroupID) causal.Position { return *n.position.Load() },
 		KeepsSiblings: func([]byte) bool { return n.c.resolver().KeepsSiblings() },
 	})
 	require.NoError(t, err)

@@ -67,6 +67,7 @@ type Coordinator struct {
 	cfg     Config
 	deps    Deps
 	calls   *calls
+	rides   rides
 	metrics *coordinatorMetrics
 	// reads and writes pick what is measured.
 	reads, writes *sampler
@@ -92,6 +93,7 @@ func NewCoordinator(cfg Config, deps Deps) (*Coordinator, error) {
 		deps.Distance = func(kv.NodeID) int { return 0 }
 	}
 	c := &Coordinator{cfg: cfg, deps: deps, calls: newCalls(cfg.CallsPerReplicaMax), latencies: newLatencies()}
+	c.rides.latest = make(map[entryKey]*writeOp)
 	c.reads, c.writes = newSampler(cfg.ReadSample, deps.Seed), newSampler(cfg.ReadSample, ^deps.Seed)
 	c.life, c.end = context.WithCancel(context.Background())
 	c.metrics = newCoordinatorMetrics(deps.Registerer, func() float64 { return float64(c.calls.outstanding()) })

@@ -57,7 +57,7 @@ func (g *writeGroup) place(i int) (groupedWrite, bool) {
 	}
 	w := groupedWrite{i: i, op: op, attempt: op.begin()}
 	own := op.ownCopy(w.attempt)
-	w.placed, w.commit, err = e.c.deps.Store.draw(e.c.deps.Self, call.Partition, call.Request.Key, op.draft, call.Resolver, func(r WriteReply, err error) {
+	w.placed, w.commit, err = e.c.deps.Store.draw(e.ctx, e.c.deps.Self, call.Partition, call.Request.Key, op.draft, call.Resolver, func(r WriteReply, err error) {
 		own(r, err)
 		g.poke()
 	})
@@ -154,7 +154,7 @@ func (g *writeGroup) wait() {
 			what, refused := w.op.look(false)
 			switch {
 			case what == stepApplied:
-				g.each.answer(w.i, w.op.applied(w.placed), nil)
+				g.each.answer(w.i, w.op.answer(w.placed), nil)
 			case what == stepFail:
 				g.each.answer(w.i, kv.Response{}, w.op.failed(what, nil))
 			case what != stepWait || refused || over:

@@ -16,6 +16,7 @@ type storeMetrics struct {
 	stampRetries prometheus.Counter
 	late         prometheus.Counter
 	collected    prometheus.Counter
+	pruned       prometheus.Counter
 }
 
 func newStoreMetrics(reg prometheus.Registerer) *storeMetrics {
@@ -27,6 +28,10 @@ func newStoreMetrics(reg prometheus.Registerer) *storeMetrics {
 		late: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kvstore_eventual_late_versions_total",
 			Help: "Versions that arrived from before the repair watermark and were discarded.",
+		}),
+		pruned: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kvstore_eventual_pruned_total",
+			Help: "Keys of which versions were removed here because the strong lane's state had come to cover them.",
 		}),
 		collected: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "kvstore_eventual_collected_total",
@@ -46,7 +51,7 @@ func newStoreMetrics(reg prometheus.Registerer) *storeMetrics {
 	} {
 		m.verdicts[v] = verdicts.WithLabelValues(name)
 	}
-	reg.MustRegister(verdicts, m.skewed, m.stampRetries, m.late, m.collected)
+	reg.MustRegister(verdicts, m.skewed, m.stampRetries, m.late, m.collected, m.pruned)
 	return m
 }
 
@@ -56,6 +61,7 @@ type coordinatorMetrics struct {
 	repairs        prometheus.Counter
 	repairsDropped prometheus.Counter
 	restamps       prometheus.Counter
+	carried        prometheus.Counter
 	hedges         prometheus.Counter
 	lateAcks       prometheus.Counter
 	lateFailures   prometheus.Counter
@@ -127,6 +133,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 		failures:       make(map[kv.Op]prometheus.Counter),
 		repairs:        counter("kvstore_read_repair_total", "Replicas that a read found behind and sent what they lacked."),
 		repairsDropped: counter("kvstore_read_repair_dropped_total", "Read repairs not made because too many were under way."),
+		carried:        counter("kvstore_quorum_carried_total", "Writes that took effect just before a later one of the same coordinator and key, and ended with it."),
 		restamps:       counter("kvstore_quorum_restamps_total", "Times a write was stamped anew because replicas refused it."),
 		hedges:         counter("kvstore_quorum_hedged_reads_total", "Reads that asked further replicas because one was late or failed."),
 		lateAcks:       counter("kvstore_quorum_late_acks_total", "Acknowledgements that arrived after their request was answered."),
@@ -143,7 +150,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 	for _, op := range []kv.Op{kv.OpGet, kv.OpPut, kv.OpDelete, kv.OpList} {
 		m.failures[op] = failures.WithLabelValues(op.String())
 	}
-	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.hedges, m.lateAcks, m.lateFailures, m.handedOver, m.hintedWrites,
+	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.carried, m.hedges, m.lateAcks, m.lateFailures, m.handedOver, m.hintedWrites,
 		m.callsDropped, m.catchUps, m.outstanding)
 	m.registerStaleness(reg)
 	return m

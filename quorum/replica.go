@@ -81,6 +81,10 @@ type ReadRequest struct {
 	Partition kv.PartitionID
 	Epoch     kv.Epoch
 	Key       []byte
+	// Peek asks for the versions alone that the strong lane's state does not cover (Store.Peek), on behalf of a strong
+	// operation. Promise, unless it is zero, is the reading up to which the replica is to take no more attempts on the key.
+	Peek    bool
+	Promise causal.HLC
 }
 
 // ReadReply is what one replica holds of a key, from one consistent view of its storage.
@@ -90,6 +94,8 @@ type ReadReply struct {
 	Set       causal.SiblingSet
 	// Healing says that the replica has lost rows, so that it may lack what it has acknowledged.
 	Healing bool
+	// Need, in the answer to a Peek, is the index up to which the log must be applied wherever this is taken for all there is.
+	Need uint64
 }
 
 // Committer makes writes durable: fill is called once, on the committer's own goroutine, to encode into its next batch,

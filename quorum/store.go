@@ -1,8 +1,10 @@
 package quorum
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -21,9 +23,12 @@ type StoreDeps struct {
 	State     storage.State
 	Committer Committer
 	Clock     *causal.Clock
-	// Positions returns the last log position appended here, the zero position for a group that is not here. It is
-	// cheap.
-	Positions func(kv.GroupID) causal.Position
+	// Base returns the log position that stamps may be based on here, the zero position for a group that is not here; Fence
+	// the stamp that versions of the key must be above because of what the log holds, applied or not. Nil: there is none.
+	// Applied returns how far the log is applied; nil: nothing is. All three are cheap, and are called under a lock.
+	Base    func(kv.GroupID) causal.Position
+	Fence   func(g kv.GroupID, key []byte) causal.Stamp
+	Applied func(kv.GroupID) uint64
 	// KeepsSiblings reports whether the policy of the key's prefix keeps concurrent versions. Nil means that none does.
 	// It decides how a message of a peer is merged, so that it has to agree with the resolver of the coordinators.
 	KeepsSiblings func(key []byte) bool
@@ -46,6 +51,11 @@ type Store struct {
 	metrics *storeMetrics
 	// began is past all readings of this node's earlier lives.
 	began causal.HLC
+	lanes lanes
+	// prunes are the keys whose versions may be covered by the strong lane's state.
+	prunes chan pruning
+	// pruning has a slot for each key that is being pruned.
+	pruning chan struct{}
 }
 
 // NewStore returns the local replica.
@@ -53,11 +63,17 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if deps.Committer == nil || deps.Clock == nil || deps.Positions == nil || deps.Logger == nil || deps.Registerer == nil {
-		return nil, errors.New("quorum: a store needs Committer, Clock, Positions, Logger and Registerer")
+	if deps.Committer == nil || deps.Clock == nil || deps.Base == nil || deps.Logger == nil || deps.Registerer == nil {
+		return nil, errors.New("quorum: a store needs Committer, Clock, Base, Logger and Registerer")
 	}
 	if deps.KeepsSiblings == nil {
 		deps.KeepsSiblings = func([]byte) bool { return false }
+	}
+	if deps.Fence == nil {
+		deps.Fence = func(kv.GroupID, []byte) causal.Stamp { return causal.Stamp{} }
+	}
+	if deps.Applied == nil {
+		deps.Applied = func(kv.GroupID) uint64 { return 0 }
 	}
 	if deps.Damaged == nil {
 		deps.Damaged = func(kv.PartitionID) {}
@@ -73,6 +89,9 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 		pending: newPendingKeys(deps.Committer),
 		metrics: newStoreMetrics(deps.Registerer),
 		began:   deps.Clock.Last(),
+		lanes:   lanes{all: make(map[kv.PartitionID]*lane), began: deps.Clock.Ceiling()},
+		prunes:  make(chan pruning, prunesMax),
+		pruning: make(chan struct{}, pruningMax),
 	}, nil
 }
 
@@ -134,8 +153,7 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 		return nil
 	}
 	e.stripe.mu.Lock()
-	v.set = e.load(v.set)
-	v.repair = s.deps.State.Repair(w.Partition)
+	s.survey(e, v)
 	stored := WriteReply{Accepted: true, Healing: v.repair.Healing}
 	durable := func(err error) { reportStored(stored, err, done) }
 	if v.repair.Quarantined {
@@ -161,6 +179,7 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 		}
 	case verdictMerge:
 		merged := v.merged(w.Set, keeps)
+		raise(&s.lanes.of(w.Partition).pruned, merged.Pruned)
 		if mutant.Planted == mutant.MergeOverwrites {
 			merged = w.Set
 		}
@@ -179,7 +198,11 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 	switch {
 	case c != nil:
 	case verdict == verdictRefused:
-		done(WriteReply{Highest: v.refusal(), Base: s.deps.Positions(w.Partition.Group())}, nil)
+		base := s.deps.Base(w.Partition.Group())
+		if held := v.highest().Base; held.Compare(base) > 0 {
+			base = held
+		}
+		done(WriteReply{Highest: v.refusal(), Base: base}, nil)
 	case verdict == verdictCovered:
 		done(WriteReply{Accepted: true}, nil) // the strong lane has lost nothing
 	case !waiting:
@@ -194,6 +217,20 @@ func reportStored(stored WriteReply, err error, done func(WriteReply, error)) {
 		stored = WriteReply{}
 	}
 	done(stored, err)
+}
+
+// survey completes what is known of a key of which a version may be about to be accepted. The key is noted before the promise is
+// read: a strong operation promises first and looks at the notes then, so that one of the two sees the other. The stripe must be
+// locked.
+func (s *Store) survey(e *entry, v *versions) {
+	p := e.id.partition
+	at := s.lanes.of(p)
+	at.note(e.key)
+	v.set = e.load(v.set)
+	v.repair = s.deps.State.Repair(p)
+	v.pledge = at.pledge(e.key)
+	v.fence = s.deps.Fence(p.Group(), e.key)
+	raise(&at.pruned, v.set.Pruned)
 }
 
 // check refuses what no coordinator sends and what a clock that is wrong has stamped.
@@ -287,9 +324,9 @@ type placed struct {
 // committer. done is called once that is durable or has failed, unless place itself returns an error or covered: then
 // nothing of this attempt is held here, and done is never called or has been called with the same error.
 func (s *Store) place(
-	self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(WriteReply, error),
+	ctx context.Context, self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(WriteReply, error),
 ) (placed, error) {
-	out, c, err := s.draw(self, p, key, d, r, done)
+	out, c, err := s.draw(ctx, self, p, key, d, r, done)
 	if err != nil {
 		return placed{}, err
 	}
@@ -298,7 +335,7 @@ func (s *Store) place(
 
 // draw is place without its last step: the commit, where there is one, is still to be offered.
 func (s *Store) draw(
-	self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(WriteReply, error),
+	ctx context.Context, self kv.NodeID, p kv.PartitionID, key []byte, d *draft, r Resolver, done func(WriteReply, error),
 ) (placed, *commit, error) {
 	e, v, err := s.open(p, key)
 	defer s.close(e)
@@ -308,7 +345,7 @@ func (s *Store) draw(
 	if err := s.observe(d.above.Time); err != nil {
 		return placed{}, nil, err
 	}
-	for range stampTriesMax {
+	for tries := 0; tries < stampTriesMax; tries++ {
 		now, err := s.deps.Clock.Now()
 		if err != nil {
 			return placed{}, nil, kv.Errorf(kv.CodeInternal, "the write could not be stamped: %w", err)
@@ -326,6 +363,11 @@ func (s *Store) draw(
 		case placementFull:
 			return placed{}, nil, kv.Errorf(kv.CodeSiblings,
 				"the key has %d concurrent versions, the most that are kept; read it and write with the context of that answer", len(v.set.Siblings))
+		case placementBehind:
+			if err := s.waitBehind(ctx, d, v); err != nil {
+				return placed{}, nil, err
+			}
+			tries-- // the deadline bounds these
 		case placementEarly:
 			s.metrics.stampRetries.Inc()
 			if err := s.observe(v.refusal().Time); err != nil {
@@ -336,15 +378,35 @@ func (s *Store) draw(
 	return placed{}, nil, kv.Errorf(kv.CodeOverloaded, "the key is written too often at once")
 }
 
+const (
+	// behindPause is how long a write waits, before it looks again, for the commit index of a new term.
+	behindPause = 2 * time.Millisecond
+	// behindPatience is for how long it lets a refusal of another replica count that it cannot follow.
+	behindPatience = 200 * time.Millisecond
+)
+
+// waitBehind waits a little for a log position to be known as one that will not be lost. When it is another replica that has the
+// entry, the write goes on below it in the end: whoever refuses it then says what it may be based on.
+func (s *Store) waitBehind(ctx context.Context, d *draft, v *versions) error {
+	select {
+	case <-ctx.Done():
+		return kv.Errorf(kv.CodeNotReady, "%w", errBehind)
+	case <-time.After(behindPause):
+	}
+	if d.waited += behindPause; d.waited >= behindPatience && !v.fence.After(d.above) {
+		d.above, d.waited = causal.Stamp{}, 0
+	}
+	return nil
+}
+
 // tryPlace makes one try with one reading of the clock.
 func (s *Store) tryPlace(
 	e *entry, v *versions, d *draft, dot causal.Dot, p kv.PartitionID, r Resolver, done func(WriteReply, error),
 ) (placed, *commit, placement, error) {
-	base := s.deps.Positions(p.Group())
+	base := s.deps.Base(p.Group())
 	e.stripe.mu.Lock()
 	defer e.stripe.mu.Unlock()
-	v.set = e.load(v.set)
-	v.repair = s.deps.State.Repair(p)
+	s.survey(e, v)
 	if v.repair.Quarantined || v.repair.Healing && r.KeepsSiblings() {
 		return placed{}, nil, placementHealing, nil
 	}

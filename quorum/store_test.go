@@ -132,7 +132,7 @@ func TestMergesRacingFromManyGoroutinesLoseNothing(t *testing.T) {
 					continue
 				}
 				done := make(chan error, 1)
-				_, err := n.store.place(1, 3, []byte(key), &draft{value: fmt.Appendf(nil, "%d/%d", w, i)}, Siblings{},
+				_, err := n.store.place(t.Context(), 1, 3, []byte(key), &draft{value: fmt.Appendf(nil, "%d/%d", w, i)}, Siblings{},
 					func(_ WriteReply, err error) { done <- err })
 				if err == nil {
 					err = <-done
@@ -167,7 +167,7 @@ func TestEveryAcknowledgedSiblingOfARaceIsHeld(t *testing.T) {
 		wg.Go(func() {
 			for i := range each {
 				done := make(chan error, 1)
-				_, err := n.store.place(1, 3, []byte("k"), &draft{value: fmt.Appendf(nil, "%d/%d", w, i)}, Siblings{},
+				_, err := n.store.place(t.Context(), 1, 3, []byte("k"), &draft{value: fmt.Appendf(nil, "%d/%d", w, i)}, Siblings{},
 					func(_ WriteReply, err error) { done <- err })
 				if err == nil {
 					err = <-done

@@ -138,6 +138,15 @@ func TestAcceptTranscripts(t *testing.T) {
 			case "forget":
 				v = versions{}
 				return ""
+			case "fence":
+				d.ScanArgs(t, "stamp", &arg)
+				v.fence = parseStamp(t, arg)
+				return ""
+			case "promise":
+				var at uint64
+				d.ScanArgs(t, "time", &at)
+				v.pledge = causal.HLC(at)
+				return ""
 			case "held":
 				v.set = parseSet(t, d.Input)
 				return formatSet(v.set)
@@ -164,7 +173,7 @@ func runArrival(v *versions, w *WriteRequest, keeps bool) string {
 		v.set = v.merged(w.Set, keeps)
 		return "merge\n" + formatSet(v.set)
 	case verdictRefused:
-		return "refuse, above " + formatStamp(v.highest()) + "\n"
+		return "refuse, above " + formatStamp(v.refusal()) + "\n"
 	case verdictCovered:
 		return "ack: covered by the strong lane\n"
 	case verdictHeld:
@@ -211,6 +220,8 @@ func runPlace(t *testing.T, v *versions, d *datadriven.TestData, keeps bool) str
 		return formatSet(set) + "the writer gets " + formatSeen(out.writerContext(set, dot, keeps)) + "\n"
 	case placementEarly:
 		return "too early\n"
+	case placementBehind:
+		return "behind what may not be followed yet\n"
 	case placementFull:
 		return "too many siblings\n"
 	case placementCovered:

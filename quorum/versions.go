@@ -18,6 +18,10 @@ type versions struct {
 	set       causal.SiblingSet
 	// repair is what the replica has promised and finished of the partition's repair.
 	repair storage.RepairState
+	// fence is the lowest stamp that entries of the log, applied or not, leave to eventual versions of the key: they must be
+	// above it. pledge is the reading up to which the replica has promised to take no attempt on it (see Store.Peek).
+	fence  causal.Stamp
+	pledge causal.HLC
 	// now is the reading by which it is judged what has expired; zero: nothing has.
 	now causal.HLC
 	// forgotten is the time up to which this node may have forgotten dots of its own.

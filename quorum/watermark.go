@@ -58,9 +58,15 @@ func (v *versions) current(arrived causal.SiblingSet) causal.SiblingSet {
 // refusal returns the stamp that an attempt must be above.
 func (v *versions) refusal() causal.Stamp {
 	top := v.highest()
-	top.Time = max(top.Time, v.repair.Promised)
+	if v.fence.After(top) {
+		top = v.fence
+	}
+	top.Time = max(top.Time, v.promised())
 	return top
 }
+
+// promised returns the reading up to which the replica takes no attempt.
+func (v *versions) promised() causal.HLC { return max(v.repair.Promised, v.pledge) }
 
 // Flush returns once everything that this replica had accepted for the partition is in storage and durable.
 func (s *Store) Flush(ctx context.Context, p kv.PartitionID) error {
@@ -187,6 +193,10 @@ func (s *Store) change(
 	var c *commit
 	waiting := true
 	if changed {
+		if len(set.Siblings) < len(v.set.Siblings) {
+			s.lanes.of(p).gone.Add(1)
+		}
+		raise(&s.lanes.of(p).pruned, set.Pruned)
 		c = e.put(set, done)
 	} else {
 		waiting = e.await(done)

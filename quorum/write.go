@@ -27,6 +27,13 @@ type writeOp struct {
 	found       bool
 	attemptsMax int
 
+	// mounted is the dot of the last attempt that was placed here, applied and result how the write ended; rides guards them.
+	// ended is closed then.
+	mounted causal.Dot
+	applied bool
+	result  kv.Response
+	ended   chan struct{}
+
 	// mu guards the fields below.
 	mu       sync.Mutex
 	vote     writeVote
@@ -117,15 +124,22 @@ func (c *Coordinator) writerRead(r *kv.Request) (causal.Seen, error) {
 
 // run makes attempts until one is decided.
 func (o *writeOp) run(ctx context.Context) (kv.Response, error) {
+	res, err := o.attempts(ctx)
+	o.c.rides.dismount(o, res, err)
+	return res, err
+}
+
+func (o *writeOp) attempts(ctx context.Context) (kv.Response, error) {
 	for {
 		attempt := o.begin()
-		p, err := o.c.deps.Store.place(o.c.deps.Self, o.call.Partition, o.call.Request.Key, o.draft, o.call.Resolver, o.ownCopy(attempt))
+		p, err := o.c.deps.Store.place(ctx, o.c.deps.Self, o.call.Partition, o.call.Request.Key, o.draft, o.call.Resolver, o.ownCopy(attempt))
 		if err != nil {
 			return kv.Response{}, o.notPlaced(err)
 		}
 		if p.covered {
 			return o.settled(), nil
 		}
+		o.c.rides.mount(o, p)
 		o.send(ctx, attempt, p)
 		if res, done, err := o.conclude(ctx, attempt, p); done {
 			return res, err
@@ -135,10 +149,13 @@ func (o *writeOp) run(ctx context.Context) (kv.Response, error) {
 
 // goOn is run for a write whose present attempt was placed and sent before.
 func (o *writeOp) goOn(ctx context.Context, attempt int, p placed) (kv.Response, error) {
-	if res, done, err := o.conclude(ctx, attempt, p); done {
-		return res, err
+	o.c.rides.mount(o, p)
+	res, done, err := o.conclude(ctx, attempt, p)
+	if !done {
+		res, err = o.attempts(ctx)
 	}
-	return o.run(ctx)
+	o.c.rides.dismount(o, res, err)
+	return res, err
 }
 
 // ownCopy reports what becomes of this node's own copy of the attempt.
@@ -149,9 +166,17 @@ func (o *writeOp) ownCopy(attempt int) func(WriteReply, error) {
 // conclude waits until the attempt is decided. It returns false when there has to be another.
 func (o *writeOp) conclude(ctx context.Context, attempt int, p placed) (kv.Response, bool, error) {
 	what, err := o.await(ctx)
+	if what == stepRestamp {
+		if ridden, ok := o.ride(ctx); ok {
+			return o.carried(p, ridden), true, nil
+		}
+		if ctx.Err() != nil {
+			return kv.Response{}, true, o.failed(stepWait, ctx.Err())
+		}
+	}
 	switch {
 	case what == stepApplied:
-		return o.applied(p), true, nil
+		return o.answer(p), true, nil
 	case what == stepRestamp && attempt >= attemptsBeforeLeader:
 		if res, done, err := o.lead(ctx); done {
 			return res, true, err
@@ -296,8 +321,8 @@ func (o *writeOp) look(late bool) (what step, refused bool) {
 	return o.vote.next(late), o.vote.refusals > 0
 }
 
-// applied answers a write that W replicas hold.
-func (o *writeOp) applied(p placed) kv.Response {
+// answer answers a write that W replicas hold.
+func (o *writeOp) answer(p placed) kv.Response {
 	o.mu.Lock()
 	o.answered = true
 	acked := o.vote.votes.AckedNodes(make([]kv.NodeID, 0, len(o.nodes)))
@@ -314,6 +339,19 @@ func (o *writeOp) applied(p placed) kv.Response {
 		Found: o.found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: len(acked) + hinted, Hinted: hinted,
 		Context:   causal.EncodeSeen(o.call.Request.Key, o.draft.writerContext(p.set, p.dot, o.call.Resolver.KeepsSiblings())),
 		Timestamp: p.dot.Time.Time(), Coordinator: o.c.deps.Self, Replicas: acked,
+	}
+}
+
+// carried answers a write that took effect just before a later one of this coordinator.
+func (o *writeOp) carried(p placed, by kv.Response) kv.Response {
+	o.mu.Lock()
+	o.answered = true
+	o.mu.Unlock()
+	o.c.metrics.carried.Inc()
+	return kv.Response{
+		Found: o.found, Level: o.call.Request.Level, Outcome: kv.OutcomeApplied, Acks: by.Acks, Hinted: by.Hinted,
+		Context:   causal.EncodeSeen(o.call.Request.Key, o.draft.writerContext(p.set, p.dot, false)),
+		Timestamp: p.dot.Time.Time(), Coordinator: o.c.deps.Self, Replicas: by.Replicas,
 	}
 }
 

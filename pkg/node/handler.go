@@ -25,14 +25,18 @@ type handler struct{ n *Node }
 
 // spawn runs f and lets a stop wait for it. Once the node has stopped f is not run, and nobody is left to be answered: the
 // links to the peers are closed.
-func (h handler) spawn(f func()) {
-	if !h.n.gate.enter() {
-		return
+func (h handler) spawn(f func()) { h.n.spawn(f) }
+
+// spawn is handler.spawn. It returns false when f is not run.
+func (n *Node) spawn(f func()) bool {
+	if !n.gate.enter() {
+		return false
 	}
-	h.n.workers.run(func() {
-		defer h.n.gate.leave()
+	n.workers.run(func() {
+		defer n.gate.leave()
 		f()
 	})
+	return true
 }
 
 // HandleRaft implements transport.Handler.
@@ -69,6 +73,10 @@ func (h handler) HandleWrite(_ kv.NodeID, w quorum.WriteRequest, reply func(quor
 func (h handler) HandleRead(_ kv.NodeID, r quorum.ReadRequest, reply func(quorum.ReadReply, error)) {
 	if err := h.n.checkEpoch(r.Partition, r.Epoch); err != nil {
 		reply(quorum.ReadReply{}, err)
+		return
+	}
+	if r.Peek {
+		h.spawn(func() { reply(h.n.eventual.Peek(r)) })
 		return
 	}
 	h.spawn(func() { reply(h.n.eventual.Read(r)) })

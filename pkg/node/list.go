@@ -110,8 +110,15 @@ func mergeLists(parts []kv.Response, limit int) (page []kv.ListItem, more bool) 
 func (n *Node) listHere(ctx context.Context, rt route) (kv.Response, error) {
 	g := rt.partition.Group()
 	sound, _ := n.strong.Sound(g)
-	if err := n.strong.ReadBarrier(ctx, g); err != nil {
+	peeked, err := n.strong.Peek(ctx, g, false)
+	if err != nil {
 		return kv.Response{}, err
+	}
+	var beside besides
+	if !peeked.Clean {
+		if beside, err = n.settleRange(ctx, &rt); err != nil {
+			return kv.Response{}, err
+		}
 	}
 	res := kv.Response{
 		Found: true, Settled: true, Level: kv.LevelStrong, Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node,
@@ -119,7 +126,6 @@ func (n *Node) listHere(ctx context.Context, rt route) (kv.Response, error) {
 	}
 	for range listExpiredMax {
 		var expired []consensus.Expiring
-		var err error
 		if res.Listed, res.More, expired, err = n.scan(g, rt.request.List); err != nil {
 			return kv.Response{}, n.vouch(g, sound, err)
 		}
@@ -127,6 +133,7 @@ func (n *Node) listHere(ctx context.Context, rt route) (kv.Response, error) {
 			if err := n.vouch(g, sound, nil); err != nil {
 				return kv.Response{}, err
 			}
+			beside.into(&res, rt.request.List.Limit)
 			return res, nil
 		}
 		// As for a single key: the log has to say that they are gone.

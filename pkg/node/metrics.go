@@ -17,6 +17,10 @@ type metrics struct {
 	// degraded counts operations that were answered at their fallback level.
 	degraded  *prometheus.CounterVec
 	clockSkew prometheus.Counter
+	// peeks counts the keys that a majority was asked about for a strong operation, settles what became of taking a version in,
+	// and overtaken the writes that had to be judged anew.
+	peeks, overtaken prometheus.Counter
+	settles          *prometheus.CounterVec
 	// failures counts strong requests without a majority, by operation; the eventual lane counts its own beside them.
 	failures [kv.OpList + 1]prometheus.Counter
 }
@@ -53,6 +57,16 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 			Name: "kvstore_gossip_clock_skew_total", Help: "Clock readings seen by gossip that were too far ahead to be taken over.",
 		}),
 	}
+	m.peeks = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kvstore_peeks_total",
+		Help: "Strong operations that asked a majority which eventual versions of their key it holds, because it did not hold none at all.",
+	})
+	m.overtaken = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kvstore_guarded_overtaken_total", Help: "Strong writes judged anew because their key had changed before their entry was applied.",
+	})
+	m.settles = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_settles_total", Help: "Eventual versions offered to the log, by whether it took them in or the key had changed.",
+	}, []string{"result"})
 	failures := quorum.Failures(r)
 	for op := kv.OpGet; op <= kv.OpList; op++ {
 		m.failures[op] = failures.WithLabelValues(op.String())
@@ -71,6 +85,6 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 	free := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "kvstore_storage_free_bytes", Help: "Free bytes of the data directory's filesystem, at most a second old; 0 where it cannot tell.",
 	}, func() float64 { return float64(n.space.available.Load()) })
-	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, inFlight, epoch, free)
+	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, m.peeks, m.overtaken, m.settles, inFlight, epoch, free)
 	return m
 }

@@ -170,6 +170,18 @@ func (n *Node) compose(deps Deps) (err error) {
 		Self: n.id.Node, Engine: n.engine, Sender: n.mux, Puller: n.mux, Clock: n.clock, Meta: n.machine,
 		Logger: n.log, Registerer: deps.Registerer, OnLeader: n.leaderChanged,
 		MayLead: n.mayLead,
+		Unsettled: func(g kv.GroupID, promise causal.HLC) (uint64, bool) {
+			p, ok := g.Partition()
+			if !ok {
+				return 0, true
+			}
+			return n.eventual.Unsettled(p, promise)
+		},
+		Settled: func(g kv.GroupID, key []byte) {
+			if p, ok := g.Partition(); ok {
+				n.eventual.Settled(p, key)
+			}
+		},
 	})
 	if err != nil {
 		return err
@@ -192,7 +204,7 @@ func (n *Node) compose(deps Deps) (err error) {
 func (n *Node) composeEventual(deps Deps) (err error) {
 	n.eventual, err = quorum.NewStore(n.cfg.Coordinator, quorum.StoreDeps{
 		State: n.engine.State(), Committer: spaceCommitter{n}, Clock: n.clock, Logger: n.log,
-		Registerer: deps.Registerer, Positions: n.strong.Base, KeepsSiblings: n.keepsSiblings, Damaged: n.damaged,
+		Registerer: deps.Registerer, Base: n.strong.Base, Fence: n.strong.Fence, Applied: n.strong.Applied, KeepsSiblings: n.keepsSiblings, Damaged: n.damaged,
 		Sound: n.strong.Sound, Distrust: n.strong.Distrust,
 	})
 	if err != nil {
@@ -277,6 +289,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.strong.Run(gctx) })
 	g.Go(func() error { return n.members.Run(gctx) })
 	g.Go(func() error { return n.coordinator.Run(gctx) })
+	g.Go(func() error { n.eventual.Tend(gctx); return nil })
 	g.Go(func() error { return n.keepClockAhead(gctx) })
 	g.Go(func() error { return n.watchSpace(gctx) })
 	g.Go(func() error { return n.removeExpired(gctx) })

@@ -71,7 +71,7 @@ func (n *Node) batch(ctx context.Context, rt route) (kv.Response, error) {
 		item := &r.Items[i]
 		op.Batch[i] = consensus.WriteOp{Key: item.Key, Value: item.Value, Delete: item.Op == kv.OpDelete, Condition: item.Condition, TTL: item.TTL}
 	}
-	reply, err := n.strong.Write(ctx, rt.partition, op)
+	reply, err := n.guarded(ctx, &rt, op)
 	if err == nil {
 		err = refusal(reply)
 	}

@@ -285,7 +285,7 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 		return n.listHere(ctx, rt)
 	default:
 	}
-	reply, err := n.strong.Write(ctx, rt.partition, consensus.WriteOp{
+	reply, err := n.guarded(ctx, &rt, consensus.WriteOp{
 		Key: r.Key, Value: r.Value, Delete: r.Op == kv.OpDelete, Condition: r.Condition, ID: r.ID, TTL: r.TTL,
 	})
 	if err == nil {
@@ -309,13 +309,20 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	// Before the barrier: a replica that is rebuilt behind it may be back at an earlier entry than the barrier waited for.
 	sound, _ := n.strong.Sound(rt.partition.Group())
-	switch err := n.readBarrier(ctx, rt.partition.Group()); {
+	peeked, err := n.readBarrier(ctx, rt.partition.Group())
+	switch leads := n.strong.Leader(rt.partition.Group()) == n.id.Node; {
 	case errors.Is(err, errBehind):
 		return n.handToLeader(ctx, rt)
 	case err != nil && mutant.Planted != mutant.LocalReadAsStrong:
 		return kv.Response{}, err
+	case !peeked.Clean && !leads && mutant.Planted != mutant.LocalReadAsStrong:
+		return n.handToLeader(ctx, rt) // it alone can have the log take in what there is beside the state
 	}
-	s, found, err := n.engine.State().Strong(rt.partition.Group(), rt.request.Key)
+	st, err := n.settled(ctx, &rt, rt.request.Key, peeked, false)
+	if err == nil && st.beside != nil {
+		return n.strongBeside(rt, &st)
+	}
+	s, found := st.state.Strong, st.state.HasStrong
 	if errors.Is(n.vouch(rt.partition.Group(), sound, err), consensus.ErrQuarantined) {
 		return n.handToLeader(ctx, rt)
 	}
@@ -362,25 +369,25 @@ var errBehind = errors.New("this replica lags behind its leader")
 
 // readBarrier is the strong lane's. On a follower that does not get there in time, because it has just come back say, it
 // returns errBehind while the leader can still be asked.
-func (n *Node) readBarrier(ctx context.Context, g kv.GroupID) error {
+func (n *Node) readBarrier(ctx context.Context, g kv.GroupID) (consensus.Peeked, error) {
 	leader := n.strong.Leader(g)
 	if _, sound := n.strong.Sound(g); !sound {
-		return errBehind
+		return consensus.Peeked{}, errBehind
 	}
 	if leader == n.id.Node || leader == kv.NoNode {
-		return n.strong.ReadBarrier(ctx, g)
+		return n.strong.Peek(ctx, g, false)
 	}
 	if mutant.Planted == mutant.FollowerReadsAlone {
-		return nil
+		return consensus.Peeked{Clean: true}, nil
 	}
 	patient, cancel := context.WithTimeout(ctx, followerPatience)
 	defer cancel()
-	err := n.strong.ReadBarrier(patient, g)
+	peeked, err := n.strong.Peek(patient, g, false)
 	leader = n.strong.Leader(g)
 	if err != nil && patient.Err() != nil && ctx.Err() == nil && leader != n.id.Node && leader != kv.NoNode {
-		return errBehind
+		return consensus.Peeked{}, errBehind
 	}
-	return err
+	return peeked, err
 }
 
 // strongReplicas names who vouches for a strong answer: the leader first, then this node if it answers in its place.

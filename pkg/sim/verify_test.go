@@ -244,7 +244,7 @@ func TestCountersThatEverybodyReadsConvergeAfterFaults(t *testing.T) {
 	verified{workload: verify.WorkloadSession, nodes: 3, faults: Faults(), lane: 9}.run(t)
 }
 
-func TestStrongOperationsAreLinearizableBesideEventualOnesOfTheSameKeys(t *testing.T) {
+func TestStrongOperationsAreLinearizableWithEventualWritesOfTheSameKeys(t *testing.T) {
 	verified{workload: verify.WorkloadMixed, nodes: 3, faults: Faults(), lane: 10}.run(t)
 }
 

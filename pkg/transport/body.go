@@ -28,6 +28,7 @@ const (
 	flagHasStrong = 1 << 0 // of a read reply
 	flagDeleted   = 1 << 1
 	flagHealing   = 1 << 2
+	flagNeeds     = 1 << 3
 
 	dotBytesMin = 1 + 8
 )
@@ -132,12 +133,19 @@ func decodeWriteOf(k kind, epoch kv.Epoch, b []byte) (quorum.WriteRequest, error
 }
 
 func appendRead(dst []byte, r *quorum.ReadRequest) []byte {
-	return appendTarget(dst, r.Partition, r.Key)
+	dst = appendTarget(dst, r.Partition, r.Key)
+	if r.Peek {
+		dst = causal.AppendHLC(dst, r.Promise)
+	}
+	return dst
 }
 
 func decodeRead(epoch kv.Epoch, b []byte) (r quorum.ReadRequest, err error) {
 	r.Epoch = epoch
-	r.Partition, r.Key, b, err = decodeTarget(b)
+	if r.Partition, r.Key, b, err = decodeTarget(b); err == nil && len(b) > 0 {
+		r.Peek = true
+		r.Promise, b, err = causal.DecodeHLC(b)
+	}
 	if err == nil && len(b) > 0 {
 		err = malformed("%d bytes follow a read", len(b))
 	}
@@ -168,7 +176,11 @@ func decodeWriteReply(b []byte) (r quorum.WriteReply, err error) {
 }
 
 func appendReadReply(dst []byte, r *quorum.ReadReply) []byte {
-	dst = append(dst, flagIf(r.HasStrong, flagHasStrong)|flagIf(r.HasStrong && r.Strong.Deleted, flagDeleted)|flagIf(r.Healing, flagHealing))
+	dst = append(dst, flagIf(r.HasStrong, flagHasStrong)|flagIf(r.HasStrong && r.Strong.Deleted, flagDeleted)|
+		flagIf(r.Healing, flagHealing)|flagIf(r.Need > 0, flagNeeds))
+	if r.Need > 0 {
+		dst = binary.AppendUvarint(dst, r.Need)
+	}
 	if r.HasStrong {
 		s := &r.Strong
 		dst = binary.AppendUvarint(dst, s.Revision)
@@ -185,12 +197,19 @@ func appendReadReply(dst []byte, r *quorum.ReadReply) []byte {
 }
 
 func decodeReadReply(b []byte) (r quorum.ReadReply, err error) {
-	if len(b) == 0 || b[0] > flagHasStrong|flagDeleted|flagHealing {
+	if len(b) == 0 || b[0] > flagHasStrong|flagDeleted|flagHealing|flagNeeds {
 		return r, malformed("a read reply without flags")
 	}
 	r.HasStrong, r.Healing = b[0]&flagHasStrong != 0, b[0]&flagHealing != 0
-	deleted := b[0]&flagDeleted != 0
+	deleted, needs := b[0]&flagDeleted != 0, b[0]&flagNeeds != 0
 	b = b[1:]
+	if needs {
+		var n int
+		if r.Need, n = binary.Uvarint(b); n <= 0 || r.Need == 0 {
+			return r, malformed("a read reply's need")
+		}
+		b = b[n:]
+	}
 	if r.HasStrong {
 		if b, err = decodeStrong(b, &r.Strong); err != nil {
 			return r, err

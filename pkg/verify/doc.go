@@ -34,7 +34,7 @@
 //
 //	CheckLinearizable(h, timeout)      strong operations: registers, deletes, conditional writes, versions (porcupine)
 //	CheckBatches(h, timeout)           atomic batches and listings of the keys of one {tag}: all of a batch at once, or none
-//	CheckMixed(h, timeout, settles)    the same, with the eventual writes of the key where strong operations settle them
+//	CheckMixed(h, timeout)             the same, with the eventual writes of the key, which a majority acknowledged
 //	CheckAppend(h)                     lists that grow by read and conditional write: nothing lost, doubled or reordered
 //	CheckSet(h)                        elements added to keys with one writer: every acknowledged one is there at the end
 //	CheckCausal(h, options)            siblings: at the end the causal maxima of what was acknowledged, nothing else

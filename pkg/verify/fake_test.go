@@ -66,6 +66,7 @@ type fakeCluster struct {
 	before   map[string]fakeRow // the state before the last write
 	replicas [fakeReplicas]map[string][]fakeVersion
 	calm     bool // no faults
+	settles  bool // eventual writes are seen by strong operations, too
 	planted  int  // how often the bug was at work
 	late     sync.WaitGroup
 }
@@ -162,6 +163,10 @@ func (f *fakeCluster) apply(r *kv.Request, p plan) (kv.Response, error) {
 		return f.strong(r, p)
 	case r.Op == kv.OpGet:
 		return f.eventualRead(r)
+	}
+	if f.settles {
+		f.clock++
+		f.write(&kv.BatchItem{Op: r.Op, Key: r.Key, Value: r.Value}, uint64(f.clock), p)
 	}
 	return f.eventualWrite(r, p), nil
 }

@@ -22,7 +22,7 @@ func newGenerator(cfg Config) generator {
 	case WorkloadSession:
 		return &genSession{genCommon: common}
 	case WorkloadMixed:
-		return &genMixed{genCommon: common}
+		return &genMixed{genCAS{genCommon: common, known: newKnown(cfg.Clients)}}
 	case WorkloadBatch:
 		return newGenBatch(common)
 	case WorkloadExpiry:
@@ -180,22 +180,30 @@ func (g *genRegister) next(client int, r *rand.Rand) Task {
 
 func (g *genRegister) final() []Task { return g.finals(kv.LevelStrong) }
 
-// genMixed makes the operations of genRegister at level strong and eventual, half and half.
-type genMixed struct{ genCommon }
+// genMixed makes the operations of genCAS, and as many eventual ones on the same keys.
+type genMixed struct{ genCAS }
 
 func (g *genMixed) next(client int, r *rand.Rand) Task {
-	key, level := g.pool.draw(r), kv.LevelStrong
 	if r.IntN(2) == 0 {
-		level = kv.LevelEventual
+		return g.genCAS.next(client, r)
 	}
+	key := g.pool.draw(r)
 	switch n := r.IntN(100); {
-	case n < 45:
-		return g.write(kv.OpPut, level, key, g.value(client))
+	case n < 55:
+		return g.write(kv.OpPut, kv.LevelEventual, key, g.value(client))
 	case n < 90:
-		return g.read(level, key)
+		return g.read(kv.LevelEventual, key)
 	default:
-		return g.write(kv.OpDelete, level, key, "")
+		return g.write(kv.OpDelete, kv.LevelEventual, key, "")
 	}
+}
+
+func (g *genMixed) done(client int, op *Op, res *kv.Response) {
+	if op.Level == kv.LevelStrong {
+		g.genCAS.done(client, op, res)
+		return
+	}
+	g.genCommon.done(client, op, res)
 }
 
 func (g *genMixed) final() []Task {

@@ -86,8 +86,6 @@ type Config struct {
 	// Overlap says that eventual reads and writes overlap (R+W > N, neither sloppy): then each read of the causal workload
 	// must reflect what was acknowledged before it.
 	Overlap bool
-	// Settles says that strong operations take in eventual writes: see CheckMixed.
-	Settles bool
 }
 
 // DefaultConfig returns a configuration of the workload: 8 clients, 4 keys.
@@ -282,7 +280,7 @@ func (w *Workload) Check(h *History, timeout time.Duration) Report {
 	case WorkloadBatch:
 		results = append(results, CheckBatches(h, timeout))
 	case WorkloadMixed:
-		results = append(results, CheckMixed(h, timeout, w.cfg.Settles))
+		results = append(results, CheckMixed(h, timeout))
 	}
 	return NewReport(h, results...)
 }

@@ -22,6 +22,7 @@ func runFake(t *testing.T, cfg Config, seed uint64, b bug) (report Report, plant
 		w, err := NewWorkload(cfg, rand.New(rand.NewPCG(seed, 0)))
 		require.NoError(t, err)
 		f := newFakeCluster(seed, b, len(w.Policies()) > 0)
+		f.settles = cfg.Workload == WorkloadMixed
 		h := NewHistory()
 		w.Run(t.Context(), f, h)
 		f.settle()

@@ -1,0 +1,305 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/caprockdb/caprock/consensus"
+	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/kv"
+	"github.com/caprockdb/caprock/pkg/mutant"
+	"github.com/caprockdb/caprock/pkg/storage"
+	"github.com/caprockdb/caprock/quorum"
+)
+
+// How strong operations see eventual writes (design.md §8): before one answers from a key's state, it asks a majority for
+// versions that the state does not cover, and has the log take in the winner. docs/consistency.md says why that is enough, and
+// pkg/sim/model searches it for holes; change it only with such a search.
+
+const (
+	// peekRoundsMax bounds the rounds of one strong operation. Each but the first two means that somebody else changed the key.
+	peekRoundsMax = 16
+	// guardTriesMax bounds how often a guarded write is judged anew because the key's state had changed.
+	guardTriesMax = 16
+	// peekTimeout is how long a replica may take to answer a Peek, when the request has longer.
+	peekTimeout = 2 * time.Second
+)
+
+// standing is a key's state in the strong lane with nothing acknowledged beside it.
+type standing struct {
+	state quorum.ReadReply // HasStrong and Strong
+	// promised is the reading up to which a majority takes no more eventual writes; zero if that was not asked for.
+	promised causal.HLC
+	// beside are the versions that were found under a resolver that keeps them; nil if there are none.
+	beside *quorum.Findings
+}
+
+func (s *standing) revision() uint64 {
+	if !s.state.HasStrong {
+		return 0
+	}
+	return s.state.Strong.Revision
+}
+
+// settled returns the state of a key of a partition that this node leads, which the caller has had confirmed by the barrier that
+// peeked belongs to.
+func (n *Node) settled(ctx context.Context, rt *route, key []byte, peeked consensus.Peeked, promise bool) (standing, error) {
+	if peeked.Clean && (!promise || peeked.Promised != 0) {
+		st, err := n.stateOf(rt, key)
+		if err == nil && promise {
+			st.promised = peeked.Promised
+		}
+		// The stamp of a guarded write has to be above what it replaces.
+		if err != nil || !promise || peeked.Promised > st.state.Strong.Stamp.Time {
+			return st, err
+		}
+	}
+	n.metrics.peeks.Inc()
+	return n.settle(ctx, rt, key, promise)
+}
+
+func (n *Node) stateOf(rt *route, key []byte) (st standing, err error) {
+	g := rt.partition.Group()
+	st.state.Strong, st.state.HasStrong, err = n.engine.State().Strong(g, key)
+	return st, err
+}
+
+// settle asks a majority for the key's unsettled versions, round by round, and has the log take in the one with the highest
+// stamp, until nothing is left beside the state. A version is settled only once it was known before the last round began: then
+// whatever was acknowledged before it is known too.
+func (n *Node) settle(ctx context.Context, rt *route, key []byte, promise bool) (standing, error) {
+	keeps := n.keepsSiblings(key)
+	var found quorum.Findings
+	var known causal.Stamp
+	var h causal.HLC
+	for range peekRoundsMax {
+		if promise {
+			var err error
+			if h, err = n.clock.Now(); err != nil {
+				return standing{}, kv.Errorf(kv.CodeInternal, "the operation could not be stamped: %w", err)
+			}
+		}
+		if err := n.peekMajority(ctx, rt, key, h, &found); err != nil {
+			return standing{}, err
+		}
+		st, err := n.stateOf(rt, key)
+		if err != nil {
+			return standing{}, err
+		}
+		st.promised = h
+		winner, unsettled := found.Winner(st.state)
+		switch late := max(found.Latest, st.state.Strong.Stamp.Time); {
+		case promise && h <= late:
+			if err := n.clock.Observe(late); err != nil {
+				return standing{}, kv.Errorf(kv.CodeNotReady, "a version of the key is stamped in the future: %w", err)
+			}
+			known = winner.Stamp
+		case keeps:
+			if len(found.IDs(st.state)) > 0 {
+				st.beside = &found
+			}
+			return st, nil
+		case !unsettled:
+			return st, nil
+		case mutant.Planted == mutant.UnsettledReturned && !promise:
+			st.state.HasStrong = true
+			st.state.Strong = storage.Strong{Value: winner.Value, Deleted: winner.Deleted, Stamp: winner.Stamp, Expiry: winner.Expiry}
+			return st, nil
+		case known != winner.Stamp && mutant.Planted != mutant.PeekOnce:
+			known = winner.Stamp
+		default:
+			if err := n.takeIn(ctx, rt, key, &st, &winner, &found); err != nil {
+				return standing{}, err
+			}
+			known = causal.Stamp{}
+		}
+	}
+	return standing{}, kv.Errorf(kv.CodeQuorumUnavailable, "eventual writes of the key arrived faster than they could be put in order, %d times", peekRoundsMax)
+}
+
+// takeIn has the log take in the winner, unless the state has changed meanwhile: that is for the next round to see.
+func (n *Node) takeIn(
+	ctx context.Context, rt *route, key []byte, st *standing, winner *causal.Sibling, found *quorum.Findings,
+) error {
+	op := consensus.WriteOp{
+		Key: key, Value: winner.Value, Delete: winner.Deleted,
+		Guard:   &consensus.Guard{Writes: []consensus.Expectation{{Revision: st.revision()}}},
+		Settled: &consensus.Settled{ID: winner.ID, Stamp: winner.Stamp, Expiry: winner.Expiry},
+	}
+	if mutant.Planted == mutant.SettleCoversLosers {
+		op.Guard.Writes[0].Covers = found.IDs(st.state)
+	}
+	reply, err := n.strong.Write(ctx, rt.partition, op)
+	if err != nil {
+		// Whatever became of it, it is not what the caller asked for.
+		return kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
+	}
+	if reply.Overtaken {
+		n.metrics.settles.WithLabelValues("overtaken").Inc()
+	} else {
+		n.metrics.settles.WithLabelValues("applied").Inc()
+	}
+	return nil
+}
+
+// peekMajority makes one round: it adds what a majority of the voters holds, this node's replica among them or not, and waits
+// until all that this depends on is applied here.
+func (n *Node) peekMajority(ctx context.Context, rt *route, key []byte, promise causal.HLC, found *quorum.Findings) error {
+	type answer struct {
+		reply quorum.ReadReply
+		err   error
+	}
+	voters := n.votersOf(rt)
+	r := quorum.ReadRequest{Partition: rt.partition, Epoch: rt.state.Map.Epoch, Key: key, Peek: true, Promise: promise}
+	ctx, cancel := context.WithTimeout(ctx, peekTimeout)
+	defer cancel()
+	answers := make(chan answer, len(voters))
+	self := false
+	for _, id := range voters {
+		if id == n.id.Node {
+			self = true
+			continue
+		}
+		n.mux.Read(ctx, id, r, func(reply quorum.ReadReply, err error) { answers <- answer{reply, err} })
+	}
+	if self {
+		reply, err := n.eventual.Peek(r)
+		answers <- answer{reply, err}
+	}
+	required, failed := kv.Majority(len(voters)), 0
+	if mutant.Planted == mutant.PeekOfOne {
+		required = 1
+	}
+	var cause error
+	for have := 0; have < required; {
+		select {
+		case a := <-answers:
+			if a.err == nil {
+				found.Add(&a.reply)
+				have++
+				continue
+			}
+			cause = errors.Join(cause, a.err)
+			if failed++; failed > len(voters)-required {
+				return unsaid(required, have, cause)
+			}
+		case <-ctx.Done():
+			return unsaid(required, have, errors.Join(cause, ctx.Err()))
+		}
+	}
+	if err := n.strong.AwaitApplied(ctx, rt.partition.Group(), found.Need); err != nil {
+		return kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
+	}
+	return nil
+}
+
+// votersOf returns the voters of a key's group, as far as this node knows.
+func (n *Node) votersOf(rt *route) []kv.NodeID {
+	if status, ok := n.strong.Status(rt.partition.Group()); ok && len(status.Voters) > 0 {
+		return status.Voters
+	}
+	return rt.owners
+}
+
+// unsaid is the error of an operation that could not learn what eventual versions there are.
+func unsaid(required, have int, cause error) error {
+	e := kv.Errorf(kv.CodeQuorumUnavailable,
+		"%d of the %d replicas needed said which eventual versions of the key they hold: %w", have, required, cause)
+	e.Required, e.Acked = required, have
+	return e
+}
+
+// guarded runs a strong write on this node, which leads the partition as far as it knows. A plain put of a key whose prefix keeps
+// one version is one entry and asks nobody: its place in the log is above all that is stamped before it. A write that answers
+// from the old value has a majority take no more eventual writes first; one under a resolver that keeps versions names those
+// that it takes in.
+func (n *Node) guarded(ctx context.Context, rt *route, op consensus.WriteOp) (consensus.WriteReply, error) {
+	writes := op.Batch
+	if writes == nil {
+		writes = []consensus.WriteOp{op}
+	}
+	asks, promise := false, false
+	for i := range writes {
+		answers := writes[i].Answers()
+		asks, promise = asks || answers || n.keepsSiblings(writes[i].Key), promise || answers
+	}
+	if !asks {
+		return n.strong.Write(ctx, rt.partition, op)
+	}
+	for range guardTriesMax {
+		guard, err := n.judge(ctx, rt, writes, promise)
+		if err != nil {
+			return consensus.WriteReply{}, err
+		}
+		op.Guard = guard
+		reply, err := n.strong.Write(ctx, rt.partition, op)
+		if err != nil || !reply.Overtaken {
+			return reply, err
+		}
+		n.metrics.overtaken.Inc()
+	}
+	return consensus.WriteReply{}, kv.Errorf(kv.CodeNoLeader, "the key changed %d times while the write was judged", guardTriesMax)
+}
+
+// judge returns what the writes are to be guarded by.
+func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp, promise bool) (*consensus.Guard, error) {
+	g := rt.partition.Group()
+	sound, _ := n.strong.Sound(g)
+	peeked, err := n.strong.Peek(ctx, g, promise)
+	if err != nil {
+		return nil, err
+	}
+	guard := &consensus.Guard{Writes: make([]consensus.Expectation, len(writes))}
+	for i := range writes {
+		w, x := &writes[i], &guard.Writes[i]
+		answers := w.Answers()
+		if !answers && !n.keepsSiblings(w.Key) {
+			x.Any = true
+			continue
+		}
+		st, err := n.settled(ctx, rt, w.Key, peeked, answers)
+		if err = n.vouch(g, sound, err); err != nil {
+			return nil, err
+		}
+		x.Revision, x.Time = st.revision(), st.promised
+		if st.beside == nil {
+			continue
+		}
+		if err := beside(w, st.beside, i); err != nil {
+			return nil, err
+		}
+		x.Covers = st.beside.IDs(st.state)
+	}
+	return guard, nil
+}
+
+// beside refuses a condition that versions which the log does not know of do not meet: they have no number.
+func beside(w *consensus.WriteOp, found *quorum.Findings, i int) error {
+	if w.Condition.Kind != kv.ConditionVersion || w.Condition.Version == 0 && !found.Live() {
+		return nil
+	}
+	return kv.Errorf(kv.CodeVersionMismatch, "operation %d: the key has versions that were written eventually, which have no number", i)
+}
+
+// strongBeside answers a strong read of a key whose prefix keeps versions, with those that a majority holds beside the state. It
+// settles nothing: which of them stays is for a write to say.
+func (n *Node) strongBeside(rt route, st *standing) (kv.Response, error) {
+	r := rt.request
+	policy, _ := rt.state.PolicyFor(r.Key)
+	resolver, err := n.resolvers.Resolver(policy.Resolver, policy.Expr)
+	if err != nil {
+		return kv.Response{}, kv.Errorf(kv.CodeInternal, "the key's policy cannot be honoured by this node: %w", err)
+	}
+	now, err := n.clock.Now()
+	if err != nil {
+		return kv.Response{}, kv.Errorf(kv.CodeInternal, "it could not be told what has expired: %w", err)
+	}
+	res := kv.Response{
+		Level: kv.LevelStrong, Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node, Replicas: n.strongReplicas(rt),
+	}
+	if err := st.beside.Resolve(&res, r.Key, st.state, resolver, r.Siblings, now); err != nil {
+		return kv.Response{}, err
+	}
+	return res, nil
+}
