@@ -48,8 +48,8 @@ type group struct {
 	queue    []*op
 	pending  pendings
 	barriers barriers
-	// peeks are the read rounds that a leader collects answers for, its own and its followers', in the order of their issue.
-	peeks []*peekRound
+	// peeks are the read rounds that a leader collects answers for, its own and its followers'.
+	peeks peeks
 
 	// lastSync is the sequence number of the newest batch that holds something of this group which must be durable
 	// before its answers leave.

@@ -22,12 +22,13 @@ import (
 
 // cluster is a few stores in one process, a network between them, and disks that a power cut can hit.
 type cluster struct {
-	t     testing.TB
-	cfg   Config
-	ids   []kv.NodeID
-	nodes map[kv.NodeID]*node
-	net   *network
-	meta  bool
+	unsettled *unsettledBy // nil: no node holds any
+	t         testing.TB
+	cfg       Config
+	ids       []kv.NodeID
+	nodes     map[kv.NodeID]*node
+	net       *network
+	meta      bool
 	// memtableBytes is how much storage collects before it writes tables; 0 for more than a test writes.
 	memtableBytes int64
 	// shunned are the nodes that should not lead.
@@ -117,6 +118,9 @@ func (c *cluster) tryStart(n *node) error {
 		Self: n.id, Engine: n.engine, Clock: clock,
 		Sender: sender{net: c.net, from: n.id, fenced: n.fenced},
 		Puller: puller{c: c, from: n.id, fenced: n.fenced},
+	}
+	if c.unsettled != nil {
+		deps.Unsettled = c.unsettled.of(n.id)
 	}
 	if c.meta {
 		n.meta = &listMachine{}
@@ -388,4 +392,15 @@ func (c *cluster) dump(g kv.GroupID, id kv.NodeID) map[string]storage.Strong {
 	})
 	require.NoError(c.t, err)
 	return out
+}
+
+// peeking is bubble with three nodes that hold unsettled versions as u says.
+func peeking(t *testing.T, u *unsettledBy, f func(c *cluster)) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3, time.Millisecond)
+		c.unsettled = u
+		defer c.close()
+		c.startAll()
+		f(c)
+	})
 }

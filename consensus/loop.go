@@ -410,8 +410,8 @@ func (l *loop) proposeBusy() {
 		if g.stopped == nil && g.mayRead() && g.barriers.issue(l.rounds+1, l.ticks, promise, l.cfg.BarrierRoundsMax) {
 			l.rounds++
 			l.touch(g)
-			context := l.readContext(l.rounds, promise)
-			g.openPeek(context)
+			context := l.readContext(l.rounds)
+			g.peeks.begin(context, promise)
 			l.check(g, g.readIndex(context))
 			if mutant.Planted == mutant.ReadWithoutQuorum {
 				g.barriers.confirm(l.rounds, g.applied.Index)
@@ -458,6 +458,6 @@ func (l *loop) askLeader(g *group) {
 	case g.barriers.issue(l.rounds+1, l.ticks, 0, l.cfg.BarrierRoundsMax):
 		l.rounds++
 		l.touch(g)
-		l.check(g, g.readIndex(l.readContext(l.rounds, 0)))
+		l.check(g, g.readIndex(l.readContext(l.rounds)))
 	}
 }

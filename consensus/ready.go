@@ -228,7 +228,7 @@ func (l *loop) accepted(g *group, st raft.SoftState) {
 	led := g.leads()
 	g.state = st.RaftState
 	if led != g.leads() {
-		g.peeks = nil
+		g.peeks = peeks{}
 	}
 	if !led && g.leads() {
 		g.peers, g.suspects, g.checkAt = nil, nil, 0 // what an earlier leadership knew of them is out of date
