@@ -68,7 +68,8 @@ func (s *Service) collectAll(ctx context.Context, o Owned, r storage.RepairState
 	}
 }
 
-// collectRow removes the row that the note is about, if it may go, and reports whether the note is of no use any more.
+// collectRow removes the row that the note is about, if it may go, and reports whether the note is of no use any more. The note of
+// a row that was removed stays until the next time: after a crash it says that the row was not lost (storage).
 func (s *Service) collectRow(ctx context.Context, o Owned, n storage.DeadNote, applied uint64) (stale bool, err error) {
 	set, found, err := s.deps.Engine.State().Siblings(o.Partition, n.Key)
 	if err != nil {
@@ -77,7 +78,8 @@ func (s *Service) collectRow(ctx context.Context, o Owned, n storage.DeadNote, a
 	if at, dead := storage.DeadSince(set); !found || !dead || at != n.At {
 		return true, nil
 	}
-	return s.deps.Replica.Collect(ctx, o.Partition, n.Key, applied)
+	_, err = s.deps.Replica.Collect(ctx, o.Partition, n.Key, applied)
+	return false, err
 }
 
 // collectUpTo returns the time behind which rows may go.

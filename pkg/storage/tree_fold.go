@@ -75,8 +75,10 @@ type folding struct {
 	key     []byte // scratch
 	// digests are those of the nodes that b changes.
 	digests map[int]NodeDigest
-	// orphans counts hashes in lost segments of rows that are not there.
+	// orphans counts hashes in lost segments of rows that are not there, and were not collected.
 	orphans int
+	// collected are the keys whose rows may have been collected, once they are needed.
+	collected map[string]struct{}
 }
 
 // fold folds in what is known of changes, and from E what is not. t.folding is held.
@@ -102,7 +104,7 @@ func (e *Engine) fold(ctx context.Context, t *tree) error {
 		return err
 	}
 	if f.orphans > 0 {
-		// The rows were removed before memory was lost, or they were lost with it. Nothing tells which.
+		// Nobody removes such rows. They were lost.
 		if err := e.BeginHealing(t.partition); err != nil {
 			return err
 		}

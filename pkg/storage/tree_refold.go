@@ -84,6 +84,30 @@ func (f *folding) collect(first int) (rows []found, behind int, err error) {
 	return rows, behind, err
 }
 
+// collectedMax bounds the keys that a folding remembers as collected. Beyond it a replica heals that need not.
+const collectedMax = 1 << 16
+
+// missed takes note of a hash whose row is not there. A row behind the watermark that holds no value is removed in passing, and
+// its entry in the index of dead sets stays until well after that: without it each crash after a collection would look
+// like a loss, and the replica would count for nothing until it was compared with the others.
+func (f *folding) missed(key string) error {
+	if f.collected == nil {
+		f.collected = map[string]struct{}{}
+		upTo := f.e.State().Repair(f.t.partition).Committed
+		err := f.e.State().ScanDead(f.t.partition, nil, upTo, func(n DeadNote) (bool, error) {
+			f.collected[string(n.Key)] = struct{}{}
+			return len(f.collected) < collectedMax, nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if _, collected := f.collected[key]; !collected {
+		f.orphans++
+	}
+	return nil
+}
+
 // refoldSegment makes the index of a segment that of its rows.
 func (f *folding) refoldSegment(n int, rows []found) error {
 	from, to := placesOf(n, treeSegmentBits)
@@ -114,7 +138,9 @@ func (f *folding) refoldSegment(n int, rows []found) error {
 		var r found
 		if c < 0 {
 			// A hash without a row: it goes, and whether the row ought to be there the other replicas know.
-			f.orphans++
+			if err = f.missed(at.key); err != nil {
+				break
+			}
 			f.b.setIndex(f.t.partition, at.place, at.key, 0)
 		} else {
 			r, rows = rows[0], rows[1:]
@@ -134,8 +160,11 @@ func (f *folding) refoldSegment(n int, rows []found) error {
 			ok = it.Next()
 		}
 	}
-	if err := it.Close(); err != nil {
-		return f.e.readFailed(lower, err)
+	if closeErr := it.Close(); err == nil && closeErr != nil {
+		err = f.e.readFailed(lower, closeErr)
+	}
+	if err != nil {
+		return err
 	}
 	return f.step()
 }
