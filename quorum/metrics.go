@@ -62,6 +62,7 @@ type coordinatorMetrics struct {
 	repairsDropped prometheus.Counter
 	restamps       prometheus.Counter
 	carried        prometheus.Counter
+	lagging        prometheus.Counter
 	hedges         prometheus.Counter
 	lateAcks       prometheus.Counter
 	lateFailures   prometheus.Counter
@@ -133,6 +134,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 		failures:       make(map[kv.Op]prometheus.Counter),
 		repairs:        counter("kvstore_read_repair_total", "Replicas that a read found behind and sent what they lacked."),
 		repairsDropped: counter("kvstore_read_repair_dropped_total", "Read repairs not made because too many were under way."),
+		lagging:        counter("kvstore_quorum_lagging_reads_total", "Reads made again because the replicas asked had yet to apply what replaced a version that they no longer held."),
 		carried:        counter("kvstore_quorum_carried_total", "Writes that took effect just before a later one of the same coordinator and key, and ended with it."),
 		restamps:       counter("kvstore_quorum_restamps_total", "Times a write was stamped anew because replicas refused it."),
 		hedges:         counter("kvstore_quorum_hedged_reads_total", "Reads that asked further replicas because one was late or failed."),
@@ -150,7 +152,7 @@ func newCoordinatorMetrics(reg prometheus.Registerer, outstanding func() float64
 	for _, op := range []kv.Op{kv.OpGet, kv.OpPut, kv.OpDelete, kv.OpList} {
 		m.failures[op] = failures.WithLabelValues(op.String())
 	}
-	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.carried, m.hedges, m.lateAcks, m.lateFailures, m.handedOver, m.hintedWrites,
+	reg.MustRegister(m.repairs, m.repairsDropped, m.restamps, m.carried, m.lagging, m.hedges, m.lateAcks, m.lateFailures, m.handedOver, m.hintedWrites,
 		m.callsDropped, m.catchUps, m.outstanding)
 	m.registerStaleness(reg)
 	return m

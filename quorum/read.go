@@ -60,6 +60,46 @@ func (c *Coordinator) read(ctx context.Context, call *Call) (kv.Response, error)
 	return o.run(ctx)
 }
 
+const (
+	// lagTries is how often a read asks all replicas alive when those it asked lag behind the log, lagPause the time between.
+	lagTries = 5
+	lagPause = 10 * time.Millisecond
+)
+
+// readLagging reads a key again of which the replicas that were asked hold no version any more because the strong lane took it in, in
+// a state that none of them has applied yet: a repair told them. One of all replicas has applied it.
+func (c *Coordinator) readLagging(ctx context.Context, call *Call) (kv.Response, error) {
+	for range lagTries {
+		c.metrics.lagging.Inc()
+		select {
+		case <-ctx.Done():
+			return kv.Response{}, kv.Errorf(kv.CodeDeadlineExceeded, "%w: %w", errLags, ctx.Err())
+		case <-time.After(lagPause):
+		}
+		again := *call
+		if _, alive := c.participants(call); alive > again.Quorum.R {
+			again.Quorum.R = alive
+		}
+		o, res, err := c.newRead(ctx, &again)
+		if o == nil {
+			return res, err
+		}
+		o.ask(o.first())
+		if outcome, err := o.await(ctx); outcome != Met {
+			if err = o.failed(outcome, err); ctx.Err() != nil {
+				return kv.Response{}, err
+			}
+			continue
+		}
+		if merged, nodes := o.merge(); !merged.lags(merged.set) {
+			return c.answer(call, &merged, nodes)
+		}
+	}
+	return kv.Response{}, kv.Errorf(kv.CodeQuorumUnavailable, "%w", errLags)
+}
+
+var errLags = errors.New("the replicas that were asked have yet to apply a strong write that replaced what they held")
+
 // newRead answers a read that this node can answer alone, and otherwise returns what asks the others.
 func (c *Coordinator) newRead(ctx context.Context, call *Call) (*readOp, kv.Response, error) {
 	sampled := c.reads.take() && len(call.Owners) > 1
@@ -128,6 +168,9 @@ func (o *readOp) conclude(ctx context.Context, outcome Outcome, err error) (kv.R
 		return kv.Response{}, o.failed(outcome, err)
 	}
 	merged, nodes := o.merge()
+	if o.call.Quorum.R > 1 && merged.lags(merged.set) {
+		return o.c.readLagging(ctx, o.call)
+	}
 	if o.call.Repair == RepairBlocking {
 		if err := o.writeBack(ctx, &merged); err != nil {
 			return kv.Response{}, err
