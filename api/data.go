@@ -67,7 +67,7 @@ func (x *exchange) parseData(op kv.Op, rest string, encoded bool) (*kv.Request, 
 	}
 	req := &kv.Request{
 		Op: op, Level: p.level, Quorum: p.quorum, Condition: p.condition, Siblings: p.siblings, Sloppy: p.sloppy, Key: key, Context: p.context,
-		ID: p.id, TTL: p.ttl, Fallback: p.fallback,
+		ID: p.id, TTL: p.ttl, Fallback: p.fallback, Session: p.session,
 	}
 	if p.level != kv.LevelUnset {
 		if err := req.Validate(x.h.cfg.Limits); err != nil {
@@ -103,6 +103,13 @@ func (x *exchange) checkKey(key []byte) *kv.Error {
 
 // dataHeaders reads what the headers of a data request ask for.
 func dataHeaders(h http.Header, op kv.Op, p *params) *kv.Error {
+	if sessions := h["Caprock-Session"]; len(sessions) > 1 || len(sessions) == 1 && p.session != nil {
+		return kv.Errorf(kv.CodeBadRequest, "the session is given more than once")
+	} else if len(sessions) == 1 {
+		if err := parseSession(sessions[0], &p.session); err != nil {
+			return err
+		}
+	}
 	tokens := h["Caprock-Context"]
 	if !op.IsWrite() {
 		if len(tokens) > 0 {
@@ -141,6 +148,7 @@ func appendWritten(dst []byte, op kv.Op, key []byte, resp *kv.Response) []byte {
 	dst = strconv.AppendUint(dst, resp.Version, 10)
 	dst = append(dst, `,"context":`...)
 	dst = appendContext(dst, resp.Context)
+	dst = appendSession(dst, resp.Session)
 	dst = appendTimestamp(dst, resp)
 	dst = append(dst, `,"consistency":`...)
 	dst = appendText(dst, resp.Level.String())
@@ -202,6 +210,7 @@ func appendValue(dst, key []byte, resp *kv.Response) []byte {
 	dst = strconv.AppendUint(dst, resp.Version, 10)
 	dst = append(dst, `,"context":`...)
 	dst = appendContext(dst, resp.Context)
+	dst = appendSession(dst, resp.Session)
 	dst = appendTimestamp(dst, resp)
 	dst = append(dst, `,"consistency":`...)
 	dst = appendText(dst, resp.Level.String())
@@ -220,7 +229,16 @@ func (x *exchange) appendSiblings(dst, key []byte, resp *kv.Response) []byte {
 	dst = x.appendSiblingList(append(dst, ','), resp.Siblings)
 	dst = append(dst, `,"context":`...)
 	dst = appendContext(dst, resp.Context)
+	dst = appendSession(dst, resp.Session)
 	return append(dst, "}\n"...)
+}
+
+// appendSession appends the token for the session's next operation, where there is one.
+func appendSession(dst, token []byte) []byte {
+	if len(token) == 0 {
+		return dst
+	}
+	return appendContext(append(dst, `,"session":`...), token)
 }
 
 // appendSiblingList appends the member that holds concurrent versions.
@@ -260,7 +278,7 @@ func appendTimestamp(dst []byte, resp *kv.Response) []byte {
 // setDataHeaders sets the headers of every data answer. The values share one backing array.
 func (x *exchange) setDataHeaders(resp *kv.Response, tag string) {
 	h := x.w.Header()
-	values := make([]string, 0, 6)
+	values := make([]string, 0, 7)
 	set := func(name, value string) {
 		if value == "" {
 			return
@@ -272,6 +290,7 @@ func (x *exchange) setDataHeaders(resp *kv.Response, tag string) {
 	set("ETag", tag)
 	set("Caprock-Version", strconv.FormatUint(resp.Version, 10))
 	set("Caprock-Context", contextText(resp.Context))
+	set("Caprock-Session", contextText(resp.Session))
 	set("Caprock-Consistency", resp.Level.String())
 	if resp.Coordinator != kv.NoNode {
 		set("Caprock-Coordinator", backend.NodeName(resp.Coordinator))

@@ -22,6 +22,7 @@ type params struct {
 	ttl       time.Duration // 0: for ever
 	sloppy    bool
 	fallback  kv.Level // LevelUnset: none
+	session   []byte   // nil: not given
 	seen      uint32   // a bit for each entry of dataParams that was given
 }
 
@@ -50,6 +51,7 @@ func dataParamTable() []dataParam {
 		}},
 		{"sloppy", false, true, parseSloppy},
 		{"fallback", true, true, parseFallback},
+		{"session", true, true, func(_ *Config, p *params, v string) *kv.Error { return parseSession(v, &p.session) }},
 		{"explain", true, true, unsupportedParam("explain")},
 	}
 }
@@ -221,6 +223,20 @@ func parseContext(value string, into *[]byte) *kv.Error {
 	token, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(value, "="))
 	if err != nil || len(token) == 0 {
 		return kv.Errorf(kv.CodeBadRequest, "the context is not one that an answer gave: it is not base64url")
+	}
+	*into = token
+	return nil
+}
+
+// parseSession reads a session's token in its text form, or what begins a session.
+func parseSession(value string, into *[]byte) *kv.Error {
+	if value == kv.SessionNew {
+		*into = []byte(kv.SessionNew)
+		return nil
+	}
+	token, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(value, "="))
+	if err != nil || len(token) == 0 {
+		return kv.Errorf(kv.CodeBadRequest, "the session is neither %q nor a token that an answer gave: it is not base64url", kv.SessionNew)
 	}
 	*into = token
 	return nil

@@ -80,6 +80,10 @@ func appendProblemFacts(dst []byte, err *kv.Error) []byte {
 	if err.Code == kv.CodeKeyNotFound {
 		dst = append(dst, `,"found":false`...)
 	}
+	if err.Lag > 0 {
+		dst = append(dst, `,"lag":`...)
+		dst = strconv.AppendFloat(dst, err.Lag.Seconds(), 'f', 3, 64)
+	}
 	if err.Leader != "" {
 		dst = append(dst, `,"leader":`...)
 		dst = appendSafeText(dst, err.Leader)

@@ -296,6 +296,9 @@ func (c *respConn) consistency(args [][]byte) {
 		c.ok()
 	default:
 		level, err := kv.ParseLevel(strings.ToLower(string(args[0])))
+		if level == kv.LevelCausal {
+			err = kv.Errorf(kv.CodeBadRequest, "this protocol has no sessions, which level causal needs")
+		}
 		if err != nil {
 			c.failure(kv.AsError(err))
 			return

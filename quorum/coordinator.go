@@ -37,8 +37,12 @@ type Deps struct {
 	// Leader returns who leads the group of a partition, as far as this node knows, and Forward hands a request to another
 	// replica. An error whose outcome is "not applied" says that the other one did nothing. Both are nil where writes that are
 	// refused again and again are not to be handed on.
-	Leader     func(kv.PartitionID) kv.NodeID
-	Forward    func(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error)
+	Leader  func(kv.PartitionID) kv.NodeID
+	Forward func(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error)
+	// Applied returns how far this node has applied the log of a partition, and Barrier returns once it has applied all that was
+	// committed. Level causal needs both.
+	Applied    func(kv.PartitionID) uint64
+	Barrier    func(context.Context, kv.PartitionID) error
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -59,6 +63,8 @@ type Call struct {
 	// Fallbacks returns the nodes that may keep hints for owners, in the order of the ring. It is asked for sloppy writes
 	// only. Nil: there are none.
 	Fallbacks func() []kv.NodeID
+	// after is set for writes of level causal.
+	after *afterSession
 }
 
 // Coordinator serves requests of the levels eventual and local on behalf of a partition that this node replicates. It
@@ -171,6 +177,8 @@ func (c *Coordinator) check(ctx context.Context, call *Call) error {
 
 func (c *Coordinator) serve(ctx context.Context, call *Call) (kv.Response, error) {
 	switch r := call.Request; {
+	case r.Level == kv.LevelCausal:
+		return c.causal(ctx, call)
 	case r.Op.IsWrite():
 		return c.write(ctx, call)
 	case r.Op == kv.OpList:

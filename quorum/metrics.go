@@ -73,8 +73,8 @@ type coordinatorMetrics struct {
 	outstanding    prometheus.GaugeFunc
 	samplesPartial prometheus.Counter
 	// By level.
-	sampled, stale [kv.LevelLocal + 1]prometheus.Counter
-	staleness, lag [kv.LevelLocal + 1]prometheus.Observer
+	sampled, stale [kv.LevelCausal + 1]prometheus.Counter
+	staleness, lag [kv.LevelCausal + 1]prometheus.Observer
 }
 
 // lagBuckets reach from what a round trip takes to what a replica that was away for a while does, in seconds.
@@ -100,7 +100,7 @@ func (m *coordinatorMetrics) registerStaleness(reg prometheus.Registerer) {
 	m.samplesPartial = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "kvstore_sampled_reads_partial_total", Help: "Sampled reads that some replica did not answer and nothing proved stale; not counted as sampled.",
 	})
-	for _, level := range [...]kv.Level{kv.LevelEventual, kv.LevelLocal} {
+	for _, level := range [...]kv.Level{kv.LevelEventual, kv.LevelLocal, kv.LevelCausal} {
 		name := level.String()
 		m.sampled[level], m.stale[level] = sampled.WithLabelValues(name), stale.WithLabelValues(name)
 		m.staleness[level], m.lag[level] = staleness.WithLabelValues(name), lag.WithLabelValues(name)

@@ -103,6 +103,9 @@ func (c *Coordinator) newWrite(call *Call) (*writeOp, error) {
 		}
 		o.vote.above, o.vote.base = o.draft.above, o.draft.base
 	}
+	if a := call.after; a != nil && a.above.After(o.vote.above) {
+		o.vote.above = a.above // its base was appended where it was read
+	}
 	return o, nil
 }
 
@@ -325,6 +328,10 @@ func (o *writeOp) look(late bool) (what step, refused bool) {
 func (o *writeOp) answer(p placed) kv.Response {
 	o.mu.Lock()
 	o.answered = true
+	if a := o.call.after; a != nil {
+		s, _ := p.set.Holds(p.dot)
+		a.wrote = causal.SessionDot{Dot: p.dot, Base: s.Stamp.Base}
+	}
 	acked := o.vote.votes.AckedNodes(make([]kv.NodeID, 0, len(o.nodes)))
 	if o.c.writes.take() {
 		o.acked = time.Now()

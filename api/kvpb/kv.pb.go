@@ -85,6 +85,8 @@ const (
 	Level_LEVEL_STRONG      Level = 1
 	Level_LEVEL_EVENTUAL    Level = 2
 	Level_LEVEL_LOCAL       Level = 3
+	// Eventual, and never older than the operation's session.
+	Level_LEVEL_CAUSAL Level = 4
 )
 
 // Enum value maps for Level.
@@ -94,12 +96,14 @@ var (
 		1: "LEVEL_STRONG",
 		2: "LEVEL_EVENTUAL",
 		3: "LEVEL_LOCAL",
+		4: "LEVEL_CAUSAL",
 	}
 	Level_value = map[string]int32{
 		"LEVEL_UNSPECIFIED": 0,
 		"LEVEL_STRONG":      1,
 		"LEVEL_EVENTUAL":    2,
 		"LEVEL_LOCAL":       3,
+		"LEVEL_CAUSAL":      4,
 	}
 )
 
@@ -448,7 +452,9 @@ type Operation struct {
 	// Lets durable hints on nodes that are no replicas of the key count towards w of an eventual write.
 	Sloppy bool `protobuf:"varint,15,opt,name=sloppy,proto3" json:"sloppy,omitempty"`
 	// A weaker level, eventual or local, that the answer may have when the one asked for cannot be met: see the API reference.
-	Fallback      Level `protobuf:"varint,20,opt,name=fallback,proto3,enum=caprock.v1.Level" json:"fallback,omitempty"`
+	Fallback Level `protobuf:"varint,20,opt,name=fallback,proto3,enum=caprock.v1.Level" json:"fallback,omitempty"`
+	// The token of an earlier result of the session, at the levels causal and strong; the three bytes "new" begin one.
+	Session       []byte `protobuf:"bytes,21,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -593,6 +599,13 @@ func (x *Operation) GetFallback() Level {
 		return x.Fallback
 	}
 	return Level_LEVEL_UNSPECIFIED
+}
+
+func (x *Operation) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
 }
 
 // OperationBatch is what a client sends on a stream: whatever it has pending.
@@ -1058,7 +1071,9 @@ type Error struct {
 	// The name of the node that leads the key's partition, where it is known and is not the one that answered.
 	Leader string `protobuf:"bytes,9,opt,name=leader,proto3" json:"leader,omitempty"`
 	// How long to wait before trying again, in milliseconds; 0 says nothing.
-	RetryAfterMs  uint32 `protobuf:"varint,10,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
+	RetryAfterMs uint32 `protobuf:"varint,10,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
+	// How far what could be read is behind the operation's session, in milliseconds; 0 says nothing.
+	LagMs         uint32 `protobuf:"varint,11,opt,name=lag_ms,json=lagMs,proto3" json:"lag_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1163,6 +1178,13 @@ func (x *Error) GetRetryAfterMs() uint32 {
 	return 0
 }
 
+func (x *Error) GetLagMs() uint32 {
+	if x != nil {
+		return x.LagMs
+	}
+	return 0
+}
+
 // Result answers one operation: either error is set, or the rest tells what was read or written.
 type Result struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1193,7 +1215,9 @@ type Result struct {
 	Coordinator string `protobuf:"bytes,14,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
 	Error       *Error `protobuf:"bytes,15,opt,name=error,proto3" json:"error,omitempty"`
 	// How many of acks are hints that other nodes keep for replicas, in a sloppy write.
-	Hinted        uint32 `protobuf:"varint,16,opt,name=hinted,proto3" json:"hinted,omitempty"`
+	Hinted uint32 `protobuf:"varint,16,opt,name=hinted,proto3" json:"hinted,omitempty"`
+	// The token for the session's next operation.
+	Session       []byte `protobuf:"bytes,20,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1338,6 +1362,13 @@ func (x *Result) GetHinted() uint32 {
 		return x.Hinted
 	}
 	return 0
+}
+
+func (x *Result) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
 }
 
 // ResultBatch is what a server sends on a stream: whatever has finished.
@@ -1500,7 +1531,7 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05floor\x18\x03 \x01(\x04R\x05floor\x12\x1a\n" +
-	"\brequired\x18\x04 \x01(\bR\brequired\"\xf3\x03\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\"\x8d\x04\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1e\n" +
 	"\x02op\x18\x02 \x01(\x0e2\x0e.caprock.v1.OpR\x02op\x12\x10\n" +
@@ -1519,7 +1550,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\foperation_id\x18\r \x01(\v2\x17.caprock.v1.OperationIdR\voperationId\x12\x15\n" +
 	"\x06ttl_ms\x18\x0e \x01(\x04R\x05ttlMs\x12\x16\n" +
 	"\x06sloppy\x18\x0f \x01(\bR\x06sloppy\x12-\n" +
-	"\bfallback\x18\x14 \x01(\x0e2\x11.caprock.v1.LevelR\bfallback\"G\n" +
+	"\bfallback\x18\x14 \x01(\x0e2\x11.caprock.v1.LevelR\bfallback\x12\x18\n" +
+	"\asession\x18\x15 \x01(\fR\asession\"G\n" +
 	"\x0eOperationBatch\x125\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x15.caprock.v1.OperationR\n" +
@@ -1554,7 +1586,7 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\x05value\x18\x01 \x01(\fR\x05value\x12\x18\n" +
 	"\adeleted\x18\x02 \x01(\bR\adeleted\x12!\n" +
 	"\ftimestamp_ms\x18\x03 \x01(\x03R\vtimestampMs\x12\x12\n" +
-	"\x04node\x18\x04 \x01(\tR\x04node\"\xaf\x02\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\"\xc6\x02\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12-\n" +
@@ -1566,7 +1598,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\x0fcurrent_version\x18\b \x01(\x04R\x0ecurrentVersion\x12\x16\n" +
 	"\x06leader\x18\t \x01(\tR\x06leader\x12$\n" +
 	"\x0eretry_after_ms\x18\n" +
-	" \x01(\rR\fretryAfterMs\"\xf1\x03\n" +
+	" \x01(\rR\fretryAfterMs\x12\x15\n" +
+	"\x06lag_ms\x18\v \x01(\rR\x05lagMs\"\x8b\x04\n" +
 	"\x06Result\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05found\x18\x02 \x01(\bR\x05found\x12\x14\n" +
@@ -1586,7 +1619,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\breplicas\x18\r \x03(\tR\breplicas\x12 \n" +
 	"\vcoordinator\x18\x0e \x01(\tR\vcoordinator\x12'\n" +
 	"\x05error\x18\x0f \x01(\v2\x11.caprock.v1.ErrorR\x05error\x12\x16\n" +
-	"\x06hinted\x18\x10 \x01(\rR\x06hinted\"W\n" +
+	"\x06hinted\x18\x10 \x01(\rR\x06hinted\x12\x18\n" +
+	"\asession\x18\x14 \x01(\fR\asession\"W\n" +
 	"\vResultBatch\x12,\n" +
 	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"#\n" +
@@ -1600,12 +1634,13 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\x06OP_GET\x10\x01\x12\n" +
 	"\n" +
 	"\x06OP_PUT\x10\x02\x12\r\n" +
-	"\tOP_DELETE\x10\x03*U\n" +
+	"\tOP_DELETE\x10\x03*g\n" +
 	"\x05Level\x12\x15\n" +
 	"\x11LEVEL_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fLEVEL_STRONG\x10\x01\x12\x12\n" +
 	"\x0eLEVEL_EVENTUAL\x10\x02\x12\x0f\n" +
-	"\vLEVEL_LOCAL\x10\x03*e\n" +
+	"\vLEVEL_LOCAL\x10\x03\x12\x10\n" +
+	"\fLEVEL_CAUSAL\x10\x04*e\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13OUTCOME_NOT_APPLIED\x10\x01\x12\x13\n" +

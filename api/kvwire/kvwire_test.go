@@ -41,6 +41,7 @@ func drawOperation(t *rapid.T) *kvpb.Operation {
 			Version: rapid.Uint64().Draw(t, "version"),
 		}
 	}
+	op.Session = drawBytes(t, "session token")
 	op.Fallback = kvpb.Level(rapid.IntRange(0, 3).Draw(t, "fallback"))
 	op.Sloppy = rapid.Bool().Draw(t, "sloppy")
 	op.TtlMs = rapid.Uint64Range(0, uint64(2*kv.TTLMax/time.Millisecond)).Draw(t, "ttl")
@@ -58,7 +59,7 @@ func operationTwin(op *kvpb.Operation) Operation {
 	out := Operation{
 		ID: op.GetId(),
 		Request: kv.Request{
-			Op: kv.Op(op.GetOp()), Level: kv.Level(op.GetLevel()), Fallback: kv.Level(op.GetFallback()), Sloppy: op.GetSloppy(),
+			Op: kv.Op(op.GetOp()), Level: kv.Level(op.GetLevel()), Fallback: kv.Level(op.GetFallback()), Sloppy: op.GetSloppy(), Session: nilIfEmpty(op.GetSession()),
 			Quorum:    kv.Quorum{N: int(op.GetN()), R: int(op.GetR()), W: int(op.GetW())},
 			Condition: kv.Condition{Kind: kv.ConditionKind(op.GetCondition().GetKind()), Version: op.GetCondition().GetVersion()},
 			Siblings:  kv.SiblingMode(op.GetSiblings()),

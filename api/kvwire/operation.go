@@ -27,6 +27,7 @@ const (
 	operationTTL       = 14
 	operationSloppy    = 15
 	operationFallback  = 20
+	operationSession   = 21
 
 	conditionKind    = 1
 	conditionVersion = 2
@@ -53,13 +54,13 @@ type Operation struct {
 
 // Size is about what the operation takes in a batch, never less.
 func (o *Operation) Size() int {
-	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + 2*operationOverhead + 50 + o.nameSize()
+	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + len(o.Request.Session) + 2*operationOverhead + 50 + o.nameSize()
 }
 
 // AppendOperation appends the operation to an encoded OperationBatch.
 func AppendOperation(dst []byte, o *Operation) []byte {
 	r := &o.Request
-	guess := len(r.Key) + len(r.Value) + len(r.Context) + operationOverhead
+	guess := len(r.Key) + len(r.Value) + len(r.Context) + len(r.Session) + operationOverhead
 	dst, body := beginMessage(dst, bytesTag(batchOperation), guess)
 	dst = appendOperationBody(dst, o)
 	return endMessage(dst, body, guess)
@@ -100,7 +101,8 @@ func appendOperationBody(dst []byte, o *Operation) []byte {
 	}
 	dst = appendUint(dst, varintTag(operationTTL), ttl)
 	dst = appendBool(dst, varintTag(operationSloppy), r.Sloppy)
-	return appendRareUint(dst, operationFallback, uint64(r.Fallback))
+	dst = appendRareUint(dst, operationFallback, uint64(r.Fallback))
+	return appendRareBytes(dst, operationSession, r.Session)
 }
 
 func appendName(dst []byte, id kv.OpID) []byte {
@@ -170,7 +172,7 @@ func DecodeOperation(b []byte, o *Operation) error {
 		case operationValue:
 			req.Value = r.bytes()
 		case operationLevel:
-			req.Level = kv.Level(o.small(&r, uint64(kv.LevelLocal)))
+			req.Level = kv.Level(o.small(&r, uint64(kv.LevelCausal)))
 		case operationN:
 			req.Quorum.N = int(r.uint32())
 		case operationR:
@@ -194,6 +196,8 @@ func DecodeOperation(b []byte, o *Operation) error {
 			req.Sloppy = r.uint() != 0
 		case operationFallback:
 			req.Fallback = kv.Level(o.small(&r, uint64(kv.LevelLocal)))
+		case operationSession:
+			req.Session = r.bytes()
 		default:
 			o.Strange = int32(r.number)
 			r.skip()

@@ -28,6 +28,7 @@ const (
 	resultCoordinator = 14
 	resultError       = 15
 	resultHinted      = 16
+	resultSession     = 20
 
 	siblingValue     = 1
 	siblingDeleted   = 2
@@ -44,6 +45,7 @@ const (
 	errorCurrentVersion = 8
 	errorLeader         = 9
 	errorRetryAfter     = 10
+	errorLag            = 11
 )
 
 // resultOverhead is a guess of what a result takes beside value and context.
@@ -73,6 +75,7 @@ type Result struct {
 	TimestampMillis int64
 	Value           []byte
 	Context         []byte
+	Session         []byte
 	Siblings        []Sibling
 	Replicas        []string
 	Coordinator     string
@@ -81,7 +84,7 @@ type Result struct {
 
 // AppendResult appends the result to an encoded ResultBatch.
 func AppendResult(dst []byte, r *Result) []byte {
-	guess := len(r.Value) + len(r.Context) + resultOverhead
+	guess := len(r.Value) + len(r.Context) + len(r.Session) + resultOverhead
 	dst, body := beginMessage(dst, bytesTag(batchResult), guess)
 	dst = AppendBareResult(dst, r)
 	return endMessage(dst, body, guess)
@@ -117,7 +120,8 @@ func AppendBareResult(dst []byte, r *Result) []byte {
 	if r.Err != nil {
 		dst = appendError(dst, r.Err)
 	}
-	return appendRareUint(dst, resultHinted, clamp32(r.Hinted))
+	dst = appendRareUint(dst, resultHinted, clamp32(r.Hinted))
+	return appendRareBytes(dst, resultSession, r.Session)
 }
 
 func appendSibling(dst []byte, s *Sibling) []byte {
@@ -143,6 +147,7 @@ func appendError(dst []byte, e *kv.Error) []byte {
 	dst = appendUint(dst, varintTag(errorCurrentVersion), e.CurrentVersion)
 	dst = appendBytes(dst, bytesTag(errorLeader), e.Leader)
 	dst = appendUint(dst, varintTag(errorRetryAfter), clamp32(int(e.RetryAfter.Milliseconds())))
+	dst = appendUint(dst, varintTag(errorLag), clamp32(int(e.Lag.Milliseconds())))
 	return endMessage(dst, body, guess)
 }
 
@@ -217,6 +222,8 @@ func DecodeResult(b []byte, names *Names, out *Result) error {
 			out.Coordinator = names.intern(r.bytes())
 		case resultSiblings:
 			out.Siblings = append(out.Siblings, decodeSibling(&r, names))
+		case resultSession:
+			out.Session = r.bytes()
 		case resultError:
 			out.Err = decodeError(&r, names)
 		default:
@@ -274,6 +281,8 @@ func decodeError(r *reader, names *Names) *kv.Error {
 			out.Leader = names.intern(inner.bytes())
 		case errorRetryAfter:
 			out.RetryAfter = time.Duration(inner.uint32()) * time.Millisecond
+		case errorLag:
+			out.Lag = time.Duration(inner.uint32()) * time.Millisecond
 		default:
 			inner.skip()
 		}

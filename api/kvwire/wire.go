@@ -35,6 +35,14 @@ func appendRareUint(dst []byte, number protowire.Number, v uint64) []byte {
 	return binary.AppendUvarint(protowire.AppendTag(dst, number, protowire.VarintType), v)
 }
 
+// appendRareBytes is appendBytes of a field with a higher number.
+func appendRareBytes(dst []byte, number protowire.Number, v []byte) []byte {
+	if len(v) == 0 {
+		return dst
+	}
+	return protowire.AppendBytes(protowire.AppendTag(dst, number, protowire.BytesType), v)
+}
+
 func appendBool(dst []byte, t tag, v bool) []byte {
 	if !v {
 		return dst

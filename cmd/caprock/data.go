@@ -25,6 +25,7 @@ type operation struct {
 	output  outputFormat
 	level   string
 	weaker  string
+	session sessionFlag
 	n, r, w int
 	version uint64
 	sloppy  bool
@@ -36,8 +37,9 @@ type operation struct {
 func (o *operation) addFlags(a *app, fs *pflag.FlagSet, write bool) {
 	fs.SortFlags = false
 	o.flags = fs
-	fs.StringVarP(&o.level, "consistency", "c", "", "`level`: strong, eventual or local (default what the key's policy says)")
+	fs.StringVarP(&o.level, "consistency", "c", "", "`level`: strong, eventual, local or causal (default what the key's policy says)")
 	fs.StringVar(&o.weaker, "fallback", "", "weaker `level`, eventual or local, to answer at when the asked one cannot be met")
+	fs.StringVar(&o.session.value, "session", "", "causal, strong: `token` of the session, new, or a file that holds the token and gets the next one")
 	fs.IntVar(&o.n, "n", 0, "eventual: how many of the key's replicas take part")
 	if write {
 		fs.IntVar(&o.w, "w", 0, "eventual: how many replicas acknowledge")
@@ -69,6 +71,13 @@ func (o *operation) options() ([]client.Option, error) {
 			return nil, usageError{err}
 		}
 		options = append(options, client.Fallback(level))
+	}
+	if o.flags.Changed("session") {
+		option, err := o.session.option(o.level)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		options = append(options, option)
 	}
 	for name, option := range map[string]func() client.Option{
 		"n":          func() client.Option { return client.N(o.n) },
@@ -103,6 +112,7 @@ type document struct {
 	Siblings    []siblingDocument `json:"siblings,omitempty"`
 	Version     uint64            `json:"version"`
 	Context     string            `json:"context,omitempty"`
+	Session     string            `json:"session,omitempty"`
 	Timestamp   string            `json:"timestamp,omitempty"`
 	Consistency string            `json:"consistency"`
 	Found       *bool             `json:"found,omitempty"`
@@ -133,6 +143,7 @@ type siblingDocument struct {
 func newDocument(key string, r client.Result) document {
 	d := document{
 		Version: r.Version, Context: base64.RawURLEncoding.EncodeToString(r.Context), Timestamp: timeText(r.Timestamp),
+		Session:     base64.RawURLEncoding.EncodeToString(r.Session),
 		Consistency: r.Level.String(), Coordinator: r.Coordinator, Replicas: r.Replicas,
 	}
 	d.Key, d.KeyEncoding = bytesText([]byte(key))
@@ -196,6 +207,9 @@ func (o *operation) get(ctx context.Context, a *app, key string) error {
 		if err != nil {
 			// A read changes nothing: however it failed, there is no outcome to be unsure of.
 			return kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
+		}
+		if err := o.session.keep(a, r.Session); err != nil {
+			return err
 		}
 		if len(r.Siblings) > 0 && o.output.name == formatRaw {
 			return kv.Errorf(kv.CodeSiblings, "%s has %d concurrent versions: print them with -o table, json or yaml, and write one of them back with --context",
@@ -272,6 +286,9 @@ func (o *operation) put(ctx context.Context, a *app, key, value string) error {
 		if err != nil {
 			return err
 		}
+		if err := o.session.keep(a, r.Session); err != nil {
+			return err
+		}
 		d := newDocument(key, r)
 		d.written(r)
 		return o.output.print(a, d, func() error {
@@ -303,6 +320,9 @@ func (o *operation) delete(ctx context.Context, a *app, key string) error {
 	return o.with(ctx, func(ctx context.Context, c *client.Client) error {
 		r, err := c.DeleteContext(ctx, key, options...)
 		if err != nil {
+			return err
+		}
+		if err := o.session.keep(a, r.Session); err != nil {
 			return err
 		}
 		d := newDocument(key, r)

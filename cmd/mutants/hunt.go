@@ -66,6 +66,7 @@ var hunters = map[mutant.Name][]string{
 	mutant.HintDroppedSilently:     {"TestReplicasConvergeAlthoughHintsWereDropped"},
 	mutant.RepairWritesNothing:     {"TestReadRepairAloneBringsWhatAReplicaMissed"},
 	mutant.ExchangeSkipsTombstones: {"TestNodeAwayForThirtyDaysResurrectsNothing"},
+	mutant.SessionUnchecked:        {"TestSessionsReadWhatTheyWroteAndSaw"},
 	mutant.FallbackAfterUnknown:    {"TestStrongWriteOfUnknownOutcomeDoesNotFallBack"},
 	mutant.RepairAfterAnswer:       {"TestBlockingReadRepairMakesReadsMonotonic"},
 }

@@ -25,6 +25,21 @@ func Eventual() Option { return func(r *request) { r.Level = kv.LevelEventual } 
 // Local asks for level local: one replica, the nearest.
 func Local() Option { return func(r *request) { r.Level = kv.LevelLocal } }
 
+// Causal asks for level causal: eventual, and never older than what the session has seen. It is for use with a Session, which asks for
+// it by itself; without one it begins a session, whose token Result.Session is.
+func Causal() Option { return func(r *request) { r.Level = kv.LevelCausal } }
+
+// SessionToken makes the operation one of the session whose token it is, at level causal if causal says so, else at the level that
+// the other options say. Who keeps the token in the process uses a Session.
+func SessionToken(token []byte, causal bool) Option {
+	return func(r *request) {
+		r.Session = token
+		if causal {
+			r.Level = kv.LevelCausal
+		}
+	}
+}
+
 // AtLevel asks for the level; kv.LevelUnset leaves it to the policy of the key's prefix.
 func AtLevel(level kv.Level) Option { return func(r *request) { r.Level = level } }
 

@@ -28,6 +28,8 @@ type Result struct {
 	Version uint64
 	// Context covers everything this result reflects, for the option Context of a later eventual write.
 	Context []byte
+	// Session is the token of the session after this operation; see NewSession.
+	Session []byte
 	// Timestamp is the wall-clock part of the version's hybrid clock; zero when nothing was found.
 	Timestamp time.Time
 	// Siblings holds all concurrent versions, when there is more than one and the policy and the operation want them.
@@ -67,6 +69,9 @@ func (r *Result) fill(in *kvwire.Result, replicas []string) {
 		if len(both) > n {
 			r.Context = both[n:]
 		}
+	}
+	if len(in.Session) > 0 {
+		r.Session = append([]byte(nil), in.Session...)
 	}
 	r.Timestamp = timeOf(in.TimestampMillis)
 	if len(in.Siblings) == 0 {

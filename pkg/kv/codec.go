@@ -38,6 +38,7 @@ const (
 	flagTimestamp = 1 << 2 // a timestamp follows; left out when it is zero
 	flagDeleted   = 1 << 0 // of a sibling
 	flagRetryable = 1 << 0 // of an error
+	flagLag       = 1 << 1 // of an error: a lag follows
 
 	flagID         = 1 << 0 // of a request with more
 	flagIDRequired = 1 << 1
@@ -46,12 +47,14 @@ const (
 	flagList       = 1 << 4
 	flagSloppy     = 1 << 5
 	flagResume     = 1 << 6
+	flagSession    = 1 << 7
 
 	flagItemResults = 1 << 0 // of a response with more
 	flagListed      = 1 << 1
 	flagMore        = 1 << 2
 	flagExpires     = 1 << 3
 	flagHinted      = 1 << 4
+	flagSessionIs   = 1 << 5
 
 	flagKeysOnly = 1 << 0 // of a listing
 	flagSingle   = 1 << 1
@@ -90,7 +93,7 @@ func DecodeRequest(b []byte) (Request, error) {
 	}
 	r := Request{
 		Op:        Op(d.enum(byte(OpList))),
-		Level:     Level(d.enum(byte(LevelLocal))),
+		Level:     Level(d.enum(byte(levelLast))),
 		Condition: Condition{Kind: ConditionKind(d.enum(byte(ConditionExists)))},
 		Siblings:  SiblingMode(d.enum(byte(SiblingsError))),
 		Hops:      d.byte(),
@@ -116,7 +119,7 @@ func AppendResponse(dst []byte, r *Response) []byte {
 	flags := flagIf(r.Found, flagFound) | flagIf(r.Settled, flagSettled) | flagIf(!r.Timestamp.IsZero(), flagTimestamp)
 	format := byte(responseFormat)
 	more := flagIf(len(r.Items) > 0, flagItemResults) | flagIf(len(r.Listed) > 0, flagListed) | flagIf(r.More, flagMore) |
-		flagIf(!r.Expires.IsZero(), flagExpires) | flagIf(r.Hinted != 0, flagHinted)
+		flagIf(!r.Expires.IsZero(), flagExpires) | flagIf(r.Hinted != 0, flagHinted) | flagIf(len(r.Session) > 0, flagSessionIs)
 	if more != 0 {
 		format = responseFormatMore
 	}
@@ -160,6 +163,9 @@ func AppendResponse(dst []byte, r *Response) []byte {
 	if more&flagHinted != 0 {
 		dst = appendInt(dst, r.Hinted)
 	}
+	if more&flagSessionIs != 0 {
+		dst = appendBytes(dst, r.Session)
+	}
 	return dst
 }
 
@@ -175,7 +181,7 @@ func DecodeResponse(b []byte) (Response, error) {
 	r := Response{
 		Found:   flags&flagFound != 0,
 		Settled: flags&flagSettled != 0,
-		Level:   Level(d.enum(byte(LevelLocal))),
+		Level:   Level(d.enum(byte(levelLast))),
 		Outcome: Outcome(d.enum(byte(OutcomeUnknown))),
 	}
 	if flags&flagTimestamp != 0 {
@@ -210,7 +216,7 @@ func DecodeResponse(b []byte) (Response, error) {
 
 // AppendError appends the error. The cause it wraps stays behind: its text is part of Detail.
 func AppendError(dst []byte, e *Error) []byte {
-	dst = append(dst, errorFormat, flagIf(e.Retryable, flagRetryable), byte(e.Outcome))
+	dst = append(dst, errorFormat, flagIf(e.Retryable, flagRetryable)|flagIf(e.Lag != 0, flagLag), byte(e.Outcome))
 	dst = appendInt(dst, e.Required)
 	dst = appendInt(dst, e.Alive)
 	dst = appendInt(dst, e.Acked)
@@ -218,15 +224,20 @@ func AppendError(dst []byte, e *Error) []byte {
 	dst = binary.AppendVarint(dst, int64(e.RetryAfter))
 	dst = appendBytes(dst, e.Code)
 	dst = appendBytes(dst, e.Detail)
-	return appendBytes(dst, e.Leader)
+	dst = appendBytes(dst, e.Leader)
+	if e.Lag != 0 {
+		dst = binary.AppendVarint(dst, int64(e.Lag))
+	}
+	return dst
 }
 
 // DecodeError reads what AppendError wrote, which must be all of b.
 func DecodeError(b []byte) (*Error, error) {
 	d := decoder{b: b}
 	d.format(errorFormat)
+	flags := d.enum(flagRetryable | flagLag)
 	e := &Error{
-		Retryable:      d.enum(flagRetryable) != 0,
+		Retryable:      flags&flagRetryable != 0,
 		Outcome:        Outcome(d.enum(byte(OutcomeUnknown))),
 		Required:       d.int(),
 		Alive:          d.int(),
@@ -236,6 +247,11 @@ func DecodeError(b []byte) (*Error, error) {
 		Code:           Code(d.bytes()),
 		Detail:         string(d.bytes()),
 		Leader:         string(d.bytes()),
+	}
+	if flags&flagLag != 0 {
+		if e.Lag = time.Duration(d.varint()); e.Lag == 0 {
+			d.fail()
+		}
 	}
 	if err := d.finish("error"); err != nil {
 		return nil, err

@@ -10,7 +10,8 @@ import (
 // moreOf returns the flags of what the request has that the first version did not know; 0 for most.
 func moreOf(r *Request) byte {
 	return flagIf(!r.ID.IsZero(), flagID) | flagIf(r.ID.Required, flagIDRequired) | flagIf(len(r.Items) > 0, flagItems) | flagIf(r.TTL != 0, flagTTL) |
-		flagIf(r.List != nil, flagList) | flagIf(r.Sloppy, flagSloppy) | flagIf(len(r.Resume) > 0, flagResume)
+		flagIf(r.List != nil, flagList) | flagIf(r.Sloppy, flagSloppy) | flagIf(len(r.Resume) > 0, flagResume) |
+		flagIf(len(r.Session) > 0, flagSession)
 }
 
 func appendMore(dst []byte, r *Request, more byte) []byte {
@@ -32,6 +33,9 @@ func appendMore(dst []byte, r *Request, more byte) []byte {
 	}
 	if more&flagResume != 0 {
 		dst = appendBytes(dst, r.Resume)
+	}
+	if more&flagSession != 0 {
+		dst = appendBytes(dst, r.Session)
 	}
 	if more&flagItems == 0 {
 		return dst
@@ -91,7 +95,7 @@ func (d *decoder) listed(item *ListItem) {
 
 // more reads what appendMore wrote, flags included. What is empty has no flag.
 func (d *decoder) more(r *Request) {
-	more := d.enum(flagID | flagIDRequired | flagItems | flagTTL | flagList | flagSloppy | flagResume)
+	more := d.enum(flagID | flagIDRequired | flagItems | flagTTL | flagList | flagSloppy | flagResume | flagSession)
 	r.Sloppy = more&flagSloppy != 0
 	r.ID.Required = more&flagIDRequired != 0
 	if more&flagID != 0 {
@@ -116,6 +120,9 @@ func (d *decoder) more(r *Request) {
 	if more&flagResume != 0 {
 		r.Resume = d.bytes()
 	}
+	if more&flagSession != 0 {
+		r.Session = d.bytes()
+	}
 	if more&flagItems != 0 {
 		r.Items = make([]BatchItem, d.count(itemBytesMin))
 		for i := range r.Items {
@@ -123,13 +130,14 @@ func (d *decoder) more(r *Request) {
 		}
 	}
 	if more == 0 || (more&flagID != 0) == r.ID.IsZero() || (more&flagItems != 0) == (len(r.Items) == 0) ||
-		(more&flagTTL != 0) == (r.TTL == 0) || (more&flagResume != 0) == (len(r.Resume) == 0) {
+		(more&flagTTL != 0) == (r.TTL == 0) || (more&flagResume != 0) == (len(r.Resume) == 0) ||
+		(more&flagSession != 0) == (len(r.Session) == 0) {
 		d.fail()
 	}
 }
 
 func (d *decoder) moreOfResponse(r *Response) {
-	more := d.enum(flagItemResults | flagListed | flagMore | flagExpires | flagHinted)
+	more := d.enum(flagItemResults | flagListed | flagMore | flagExpires | flagHinted | flagSessionIs)
 	r.More = more&flagMore != 0
 	if more&flagItemResults != 0 {
 		r.Items = make([]ItemResult, d.count(1))
@@ -149,7 +157,10 @@ func (d *decoder) moreOfResponse(r *Response) {
 	if more&flagHinted != 0 {
 		r.Hinted = d.int()
 	}
-	if more == 0 || (more&flagHinted != 0) == (r.Hinted == 0) || (more&flagExpires != 0) == r.Expires.IsZero() || (more&flagItemResults != 0) == (len(r.Items) == 0) || (more&flagListed != 0) == (len(r.Listed) == 0) {
+	if more&flagSessionIs != 0 {
+		r.Session = d.bytes()
+	}
+	if more == 0 || (more&flagSessionIs != 0) == (len(r.Session) == 0) || (more&flagHinted != 0) == (r.Hinted == 0) || (more&flagExpires != 0) == r.Expires.IsZero() || (more&flagItemResults != 0) == (len(r.Items) == 0) || (more&flagListed != 0) == (len(r.Listed) == 0) {
 		d.fail()
 	}
 }

@@ -41,6 +41,8 @@ type Error struct {
 	Retryable bool
 	// Required, Alive and Acked count replicas, where a quorum was not met.
 	Required, Alive, Acked int
+	// Lag is how far what could be read is behind what was asked for; zero says nothing.
+	Lag time.Duration
 	// CurrentVersion is the key's version, where a condition missed.
 	CurrentVersion uint64
 	// Leader is the name of the node that leads the partition, where it is known and is not the one that answered.

@@ -25,6 +25,8 @@ func (l Level) strength() int {
 	switch l {
 	case LevelStrong:
 		return 4
+	case LevelCausal:
+		return 3
 	case LevelEventual:
 		return 2
 	case LevelLocal:
@@ -38,6 +40,7 @@ func (l Level) strength() int {
 func (r *Request) Weakened() *Request {
 	out := *r
 	out.Level, out.Fallback = r.Fallback, LevelUnset
+	out.Session = nil
 	out.ID = OpID{} // the weaker levels remember nothing
 	if out.Level == LevelLocal {
 		out.Quorum, out.Sloppy = Quorum{}, false

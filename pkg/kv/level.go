@@ -14,9 +14,14 @@ const (
 	LevelEventual
 	// LevelLocal is acknowledged by one replica and sent on to the others; read from one replica, the nearest.
 	LevelLocal
+	// LevelCausal is eventual, and never older than what the request's session has seen.
+	LevelCausal
 )
 
-var levelNames = [...]string{"", "strong", "eventual", "local"}
+// levelLast is the last of the levels.
+const levelLast = LevelCausal
+
+var levelNames = [...]string{"", "strong", "eventual", "local", "causal"}
 
 // String returns the level's name as requests spell it, and "" for LevelUnset.
 func (l Level) String() string {
@@ -27,11 +32,11 @@ func (l Level) String() string {
 }
 
 // Valid reports whether l is one of the levels that a request can ask for.
-func (l Level) Valid() bool { return l >= LevelStrong && l <= LevelLocal }
+func (l Level) Valid() bool { return l >= LevelStrong && l <= levelLast }
 
 // ParseLevel reads a level's name. An unknown one is an error with code CodeUnknownConsistency; so is the empty string.
 func ParseLevel(s string) (Level, error) {
-	for l := LevelStrong; l <= LevelLocal; l++ {
+	for l := LevelStrong; l <= levelLast; l++ {
 		if levelNames[l] == s {
 			return l, nil
 		}

@@ -77,6 +77,9 @@ func (p *Policy) Validate() error {
 	if len(p.Prefix) > KeyBytesMax {
 		return Errorf(CodeKeyTooLarge, "the prefix has %d bytes; the limit is %d", len(p.Prefix), KeyBytesMax)
 	}
+	if p.Default == LevelCausal {
+		return Errorf(CodeBadRequest, "level causal goes with the session of a request, so that it cannot be a default")
+	}
 	if p.Default != LevelUnset && !p.Default.Valid() {
 		return Errorf(CodeUnknownConsistency, "unknown consistency level %d", p.Default)
 	}

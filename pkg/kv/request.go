@@ -94,6 +94,9 @@ type Request struct {
 	Key     []byte
 	Value   []byte
 	Context []byte // the causal context token of an earlier answer, decoded from its text form; nil for none
+	// Session is the token of what the request's session has seen, at level causal; nil for a session that begins. At level strong
+	// it is only added to, and nil for none.
+	Session []byte
 	// ID lets a strong write be repeated without being applied twice.
 	ID OpID
 	// TTL is how long the value of a put is there, in whole milliseconds; 0 means for ever, and see TTLKeep.
@@ -135,6 +138,8 @@ type Response struct {
 	Version uint64  // Raft index of the strong write; 0 for a value that has only been written eventually
 	Value   []byte
 	Context []byte // opaque causal context covering everything this answer reflects
+	// Session is the token of what the session has seen with this answer.
+	Session []byte
 	// Timestamp is the wall-clock part of the version's hybrid clock; zero when nothing was found.
 	Timestamp time.Time
 	// Expires is when the value that a read found expires, by the cluster's hybrid clock; zero: never.

@@ -39,6 +39,9 @@ func (r *Request) Validate(l Limits) error {
 	if err := r.validateFallback(); err != nil {
 		return err
 	}
+	if err := r.validateSession(); err != nil {
+		return err
+	}
 	if r.Level == LevelStrong {
 		return r.validateStrong(l)
 	}

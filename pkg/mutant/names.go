@@ -63,6 +63,7 @@ const (
 	HealingCounted          Name = "healing_counted"
 	FallbackAfterUnknown    Name = "fallback_after_unknown"
 	HintHolderForgotten     Name = "hint_holder_forgotten"
+	SessionUnchecked        Name = "session_unchecked"
 )
 
 // All returns every name, in the order in which they are run.
@@ -97,5 +98,6 @@ func All() []Name {
 		HealingCounted,
 		FallbackAfterUnknown,
 		HintHolderForgotten,
+		FallbackAfterUnknown, SessionUnchecked,
 	}
 }

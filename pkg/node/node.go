@@ -217,7 +217,12 @@ func (n *Node) composeEventual(deps Deps) (err error) {
 		Self: n.id.Node, Store: n.eventual, Replicas: n.mux, Scanner: n.mux, Clock: n.clock, Logger: n.log,
 		Registerer: deps.Registerer, Alive: n.alive, Distance: n.distance, Seed: n.rand.Uint64(),
 		Hints: n.hints, Forward: n.forwardWrite,
-		Leader: func(p kv.PartitionID) kv.NodeID { return n.strong.Leader(p.Group()) },
+		Applied: func(p kv.PartitionID) uint64 {
+			st, _ := n.strong.Status(p.Group())
+			return st.Applied
+		},
+		Barrier: func(ctx context.Context, p kv.PartitionID) error { return n.strong.ReadBarrier(ctx, p.Group()) },
+		Leader:  func(p kv.PartitionID) kv.NodeID { return n.strong.Leader(p.Group()) },
 	})
 	if err != nil {
 		return err

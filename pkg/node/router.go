@@ -93,6 +93,9 @@ func (n *Node) run(ctx context.Context, rt route) (res kv.Response, err error) {
 	}
 	if rt.request.Hops == 0 {
 		n.metrics.strong(rt.request.Op, err)
+		if err == nil && len(rt.request.Session) > 0 {
+			res.Session, err = rt.addToSession(&res)
+		}
 	}
 	return res, err
 }
@@ -116,6 +119,9 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 	}
 	r = withTTL(st, r, policy.TTL)
 	if err := r.Validate(n.cfg.Limits); err != nil {
+		return route{}, err
+	}
+	if err := checkSession(r); err != nil {
 		return route{}, err
 	}
 	if r.Level != kv.LevelStrong && !r.ID.IsZero() {
@@ -225,6 +231,9 @@ func (n *Node) forward(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Res
 	c := *r
 	c.Hops++
 	c.Fallback = kv.LevelUnset // which this node sees to
+	if c.Level == kv.LevelStrong {
+		c.Session = nil // so is that
+	}
 	n.metrics.forwarded.Inc()
 	res, err := n.mux.Forward(ctx, to, &c)
 	if err != nil {
