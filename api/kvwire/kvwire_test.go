@@ -203,7 +203,7 @@ func TestWhatIsNotUnderstoodIsReported(t *testing.T) {
 	}{
 		"a newer field":             {field(60, 1), 60},
 		"a newer operation":         {field(operationOp, 4), operationOp},
-		"a newer level":             {field(operationLevel, 4), operationLevel},
+		"a newer level":             {field(operationLevel, 9), operationLevel},
 		"a level that wraps around": {field(operationLevel, 257), operationLevel},
 		"a newer sibling mode":      {field(operationSiblings, 9), operationSiblings},
 		"a newer condition":         {condition, operationCondition},
