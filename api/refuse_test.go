@@ -54,7 +54,10 @@ func TestBadRequestsAreRefusedAndWriteNothing(t *testing.T) {
 		{"faults PATCH without dev", "PATCH", "/admin/faults", "[]", nil, 404, codeRouteNotFound, ""},
 		// Levels.
 		{"unknown level", "PUT", "/kv/a?consistency=stronk", value, nil, 400, kv.CodeUnknownConsistency, "stronk"},
-		{"unknown level on GET", "GET", "/kv/a?consistency=causal", "", nil, 400, kv.CodeUnknownConsistency, "causal"},
+		{"unknown level on GET", "GET", "/kv/a?consistency=serial", "", nil, 400, kv.CodeUnknownConsistency, "causal"},
+		{"session that is no token", "GET", "/kv/a?consistency=causal&session=*", "", nil, 400, kv.CodeBadRequest, "base64url"},
+		{"session at eventual", "PUT", "/kv/a?consistency=eventual&session=new", value, nil, 400, kv.CodeBadRequest, "causal and strong"},
+		{"session given twice", "GET", "/kv/a?consistency=causal&session=new", "", []string{"Caprock-Session: new"}, 400, kv.CodeBadRequest, "more than once"},
 		{"empty level", "GET", "/kv/a?consistency=", "", nil, 400, kv.CodeUnknownConsistency, ""},
 		{"level in capitals", "GET", "/kv/a?consistency=STRONG", "", nil, 400, kv.CodeUnknownConsistency, ""},
 		{"level in upper-case parameter", "GET", "/kv/a?Consistency=strong", "", nil, 400, kv.CodeBadRequest, `"consistency"`},
