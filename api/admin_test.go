@@ -106,7 +106,7 @@ func TestPolicies(t *testing.T) {
 	require.Equal(t, 200, w.Code, w.Body)
 	require.JSONEq(t, whole, w.Body.String())
 	require.Equal(t, kv.Policy{
-		Prefix: []byte("user:/"), Default: kv.LevelEventual, Quorum: kv.Quorum{N: 3, R: 2, W: 1}, Resolver: "siblings", ReadRepair: "background",
+		Prefix: []byte("user:/"), Default: kv.LevelEventual, Lanes: "mixed", Quorum: kv.Quorum{N: 3, R: 2, W: 1}, Resolver: "siblings", ReadRepair: "background",
 	}, node.policies["user:/"])
 	require.JSONEq(t, whole, call(t, h, "GET", "/admin/policies/user:/", "").Body.String())
 
@@ -135,22 +135,22 @@ func TestBadPoliciesChangeNothing(t *testing.T) {
 		code   kv.Code
 		detail string
 	}{
-		``:                                {kv.CodeBadRequest, "JSON object"},
-		`null`:                            {kv.CodeBadRequest, "JSON object"},
-		`[]`:                              {kv.CodeBadRequest, "JSON object"},
-		`{"default":"eventual"} x`:        {kv.CodeBadRequest, "JSON object"},
-		`{"defualt":"eventual"}`:          {kv.CodeBadRequest, `"default"`},
-		`{"Default":"eventual"}`:          {kv.CodeBadRequest, `"default"`},
-		`{"default":"sometimes"}`:         {kv.CodeUnknownConsistency, "sometimes"},
-		`{"default":3}`:                   {kv.CodeBadRequest, "not a string"},
-		`{"n":"3"}`:                       {kv.CodeBadRequest, "not a number"},
-		`{"n":1.5}`:                       {kv.CodeBadRequest, "whole"},
-		`{"n":0}`:                         {kv.CodeBadQuorum, "n=0"},
-		`{"w":-1}`:                        {kv.CodeBadQuorum, "w=-1"},
-		`{"n":2,"r":3}`:                   {kv.CodeBadQuorum, "r=3"},
-		`{"resolver":"new est"}`:          {kv.CodeBadRequest, "resolver"},
-		`{"resolver":"expr"}`:             {kv.CodeBadRequest, "needs expr"},
-		`{"lanes":"strong-only"}`:         {kv.CodeBadRequest, "not supported"},
+		``:                         {kv.CodeBadRequest, "JSON object"},
+		`null`:                     {kv.CodeBadRequest, "JSON object"},
+		`[]`:                       {kv.CodeBadRequest, "JSON object"},
+		`{"default":"eventual"} x`: {kv.CodeBadRequest, "JSON object"},
+		`{"defualt":"eventual"}`:   {kv.CodeBadRequest, `"default"`},
+		`{"Default":"eventual"}`:   {kv.CodeBadRequest, `"default"`},
+		`{"default":"sometimes"}`:  {kv.CodeUnknownConsistency, "sometimes"},
+		`{"default":3}`:            {kv.CodeBadRequest, "not a string"},
+		`{"n":"3"}`:                {kv.CodeBadRequest, "not a number"},
+		`{"n":1.5}`:                {kv.CodeBadRequest, "whole"},
+		`{"n":0}`:                  {kv.CodeBadQuorum, "n=0"},
+		`{"w":-1}`:                 {kv.CodeBadQuorum, "w=-1"},
+		`{"n":2,"r":3}`:            {kv.CodeBadQuorum, "r=3"},
+		`{"resolver":"new est"}`:   {kv.CodeBadRequest, "resolver"},
+		`{"resolver":"expr"}`:      {kv.CodeBadRequest, "needs expr"},
+		`{"lanes":"strong-only","default":"eventual"}`: {kv.CodeBadRequest, "refuses"},
 		`{"lanes":"weak"}`:                {kv.CodeBadRequest, "weak"},
 		`{"expr":"true"}`:                 {kv.CodeBadRequest, "expr goes with"},
 		`{"ttl":"soon"}`:                  {kv.CodeBadRequest, "soon"},

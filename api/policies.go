@@ -14,7 +14,6 @@ const policyMethods = "GET, HEAD, PUT, DELETE"
 
 // Values of policy fields that this version has no alternative to.
 const (
-	lanesMixed     = "mixed"
 	durabilitySync = "sync"
 )
 
@@ -190,7 +189,8 @@ func decodePolicyField(p *kv.Policy, name string, raw json.RawMessage) *kv.Error
 		p.Expr = value
 		return nil
 	case "lanes":
-		return onlySupported(name, value, []string{lanesMixed}, "strong-only", "eventual-only")
+		p.Lanes = value
+		return onlySupported(name, value, kv.AllLanes())
 	case "durability":
 		return onlySupported(name, value, []string{durabilitySync}, "async")
 	case "read_repair":
@@ -232,7 +232,8 @@ func appendPolicy(dst []byte, p *kv.Policy) []byte {
 	} else {
 		dst = appendText(dst, p.Default.String())
 	}
-	dst = append(dst, `,"lanes":"`+lanesMixed+`"`...)
+	dst = append(dst, `,"lanes":`...)
+	dst = appendText(dst, cmp.Or(p.Lanes, kv.LanesMixed))
 	for _, count := range []struct {
 		member string
 		value  int

@@ -24,8 +24,8 @@ const policyAnswerBytesMax = 16 << 20
 
 // policyFlags are the fields of a policy that `caprock policy set` can give, in the order of its help.
 type policyFlags struct {
-	level, resolver, expr, ttl, readRepair string
-	n, r, w                                int
+	level, lanes, resolver, expr, ttl, readRepair string
+	n, r, w                                       int
 }
 
 func newPolicyCommand(a *app) *cobra.Command {
@@ -71,6 +71,7 @@ func newPolicyVerb(a *app, use, short string, args cobra.PositionalArgs, method 
 	fs.SortFlags = false
 	if method == http.MethodPut {
 		fs.StringVar(&flags.level, "default", "", "`level` of requests that name none: strong, eventual or local")
+		fs.StringVar(&flags.lanes, "lanes", "", "levels that are allowed: "+strings.Join(kv.AllLanes(), ", "))
 		fs.IntVar(&flags.n, "n", 0, "replicas that take part")
 		fs.IntVar(&flags.r, "r", 0, "replicas that a read needs")
 		fs.IntVar(&flags.w, "w", 0, "replicas that a write needs")
@@ -91,7 +92,7 @@ func (f *policyFlags) body(fs *pflag.FlagSet) []byte {
 		name  string
 		value any
 	}{
-		"default": {"default", f.level}, "n": {"n", f.n}, "r": {"r", f.r}, "w": {"w", f.w}, "resolver": {"resolver", f.resolver},
+		"default": {"default", f.level}, "lanes": {"lanes", f.lanes}, "n": {"n", f.n}, "r": {"r", f.r}, "w": {"w", f.w}, "resolver": {"resolver", f.resolver},
 		"expr": {"expr", f.expr}, "ttl": {"ttl", f.ttl}, "read-repair": {"read_repair", f.readRepair},
 	} {
 		if fs.Changed(name) {
@@ -164,9 +165,9 @@ func adminAt(ctx context.Context, target, method string, body []byte) (raw []byt
 
 func printPolicies(a *app, method string, raw []byte) error {
 	type policy struct {
-		Prefix, Default, Resolver, Expr, TTL, State string
-		N, R, W                                     *int
-		ReadRepair                                  string `json:"read_repair"`
+		Prefix, Default, Lanes, Resolver, Expr, TTL, State string
+		N, R, W                                            *int
+		ReadRepair                                         string `json:"read_repair"`
 	}
 	var answer struct {
 		policy
@@ -201,9 +202,9 @@ func printPolicies(a *app, method string, raw []byte) error {
 	rows := make([]table.Row, len(all))
 	for i, p := range all {
 		rows[i] = table.Row{
-			p.Prefix, text(p.Default), count(p.N), count(p.R), count(p.W), p.Resolver, text(p.Expr), text(p.TTL), p.ReadRepair, p.State,
+			p.Prefix, text(p.Default), text(p.Lanes), count(p.N), count(p.R), count(p.W), p.Resolver, text(p.Expr), text(p.TTL), p.ReadRepair, p.State,
 		}
 	}
-	a.printTable(table.Row{"prefix", "default", "n", "r", "w", "resolver", "expr", "ttl", "read repair", "state"}, rows)
+	a.printTable(table.Row{"prefix", "default", "lanes", "n", "r", "w", "resolver", "expr", "ttl", "read repair", "state"}, rows)
 	return nil
 }

@@ -41,6 +41,19 @@ const (
 	RepairOff = "off"
 )
 
+// The lanes that a policy allows.
+const (
+	// LanesMixed allows every level.
+	LanesMixed = "mixed"
+	// LanesStrongOnly allows level strong alone.
+	LanesStrongOnly = "strong-only"
+	// LanesEventualOnly allows every level but strong.
+	LanesEventualOnly = "eventual-only"
+)
+
+// AllLanes returns what Policy.Lanes can be.
+func AllLanes() []string { return []string{LanesMixed, LanesStrongOnly, LanesEventualOnly} }
+
 const (
 	// ExprBytesMax bounds Policy.Expr.
 	ExprBytesMax = 4 << 10
@@ -56,6 +69,8 @@ type Policy struct {
 	Prefix []byte
 	// Default is the level of requests that name none; LevelUnset leaves it to the cluster.
 	Default Level
+	// Lanes says which levels requests may ask for; "" means LanesMixed.
+	Lanes string `json:",omitempty"`
 	// Quorum holds the defaults of N, R and W; zero leaves one to the cluster.
 	Quorum
 	// Resolver decides between concurrent versions; "" means ResolverLWW.
@@ -83,6 +98,12 @@ func (p *Policy) Validate() error {
 	if p.Default != LevelUnset && !p.Default.Valid() {
 		return Errorf(CodeUnknownConsistency, "unknown consistency level %d", p.Default)
 	}
+	if p.Lanes != "" && !slices.Contains(AllLanes(), p.Lanes) {
+		return Errorf(CodeBadRequest, "unknown lanes %q; they are %s", p.Lanes, strings.Join(AllLanes(), ", "))
+	}
+	if p.Default != LevelUnset && p.fences(p.Default) {
+		return Errorf(CodeBadRequest, "the default level %s is one that lanes=%s refuses", p.Default, p.Lanes)
+	}
 	if err := p.Quorum.validateDefaults(); err != nil {
 		return err
 	}
@@ -98,6 +119,39 @@ func (p *Policy) Validate() error {
 	default:
 		return Errorf(CodeBadRequest, "unknown read_repair %q; it is one of %s, %s, %s", p.ReadRepair, RepairBackground, RepairBlocking, RepairOff)
 	}
+}
+
+// fences reports whether the policy refuses requests of the level.
+func (p *Policy) fences(l Level) bool {
+	switch p.Lanes {
+	case LanesStrongOnly:
+		return l != LevelStrong
+	case LanesEventualOnly:
+		return l == LevelStrong
+	default:
+		return false
+	}
+}
+
+// Admit refuses, with CodeLevelFenced, a request of a level that the policy does not allow.
+func (p *Policy) Admit(l Level) error {
+	if !p.fences(l) {
+		return nil
+	}
+	return Errorf(CodeLevelFenced, "the policy of the prefix %q is %s: it refuses level %s", p.Prefix, p.Lanes, l)
+}
+
+// LevelFor returns the level of a request that names none, of which cluster is the cluster's default.
+func (p *Policy) LevelFor(cluster Level) Level {
+	switch {
+	case p.Default != LevelUnset:
+		return p.Default
+	case p.fences(cluster) && p.Lanes == LanesStrongOnly:
+		return LevelStrong
+	case p.fences(cluster):
+		return LevelEventual
+	}
+	return cluster
 }
 
 // validateResolver checks what can be checked of the resolver without knowing which ones the cluster's nodes have beside the

@@ -33,6 +33,9 @@ func (n *Node) degradable(ctx context.Context, rt route) (kv.Response, error) {
 		return res, err
 	}
 	wrt, werr := n.plan(weaker)
+	if werr != nil && kv.AsError(werr).Code == kv.CodeLevelFenced {
+		return res, err // the prefix does not permit what the request does
+	}
 	if werr == nil {
 		res, werr = n.run(ctx, wrt)
 	}

@@ -30,6 +30,24 @@ func withTTL(st *meta.State, r *kv.Request, ttl time.Duration) *kv.Request {
 	return &c
 }
 
+// admit refuses a request of a level that the policies of its keys do not allow. What became of an operation may always be asked.
+// Nothing depends on when each node learns of a policy: a strong operation looks for eventual versions whatever the policy says.
+func admit(st *meta.State, p *kv.Policy, r *kv.Request) error {
+	if r.Op == kv.OpInquire {
+		return nil
+	}
+	if r.Op != kv.OpBatch {
+		return p.Admit(r.Level)
+	}
+	for i := range r.Items {
+		of, _ := st.PolicyFor(r.Items[i].Key)
+		if err := of.Admit(r.Level); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // repairMode returns what the policy of a key says about read repair.
 func repairMode(p *kv.Policy) quorum.RepairMode {
 	switch p.ReadRepair {

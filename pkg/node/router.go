@@ -111,10 +111,7 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 	if r.Level == kv.LevelUnset {
 		// A copy: the caller may offer the request again, when another policy may be in force.
 		c := *r
-		c.Level = n.cfg.DefaultLevel
-		if policy.Default != kv.LevelUnset {
-			c.Level = policy.Default
-		}
+		c.Level = policy.LevelFor(n.cfg.DefaultLevel)
 		r = &c
 	}
 	r = withTTL(st, r, policy.TTL)
@@ -122,6 +119,9 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 		return route{}, err
 	}
 	if err := checkSession(r); err != nil {
+		return route{}, err
+	}
+	if err := admit(st, &policy, r); err != nil {
 		return route{}, err
 	}
 	if r.Level != kv.LevelStrong && !r.ID.IsZero() {
