@@ -3,7 +3,6 @@ package consensus
 import (
 	"fmt"
 
-	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
@@ -76,17 +75,17 @@ func (m *kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 		out[i] = &replies[i]
 		if mutant.Planted == mutant.BatchInPart && !replies[i].Applied && !replies[i].Repeated {
 			for j := range replies[i].Missed {
-				m.write(b, e, &ops[i].Batch[j], causal.Stamp{Base: e.Pos, Time: e.Time, Node: e.Proposer})
+				m.write(b, e, &ops[i].Batch[j])
 			}
 		}
 		if !replies[i].Applied || replies[i].Repeated {
 			continue
 		}
 		if ops[i].Batch == nil {
-			m.write(b, e, &ops[i].WriteOp, replies[i].Stamp)
+			m.write(b, e, &ops[i].WriteOp)
 		}
 		for j := range ops[i].Batch {
-			m.write(b, e, &ops[i].Batch[j], replies[i].Stamp)
+			m.write(b, e, &ops[i].Batch[j])
 		}
 	}
 	for i := range gone {
@@ -96,15 +95,16 @@ func (m *kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
 	return out, nil
 }
 
-// write adds the row of a put or a delete to the batch.
-func (m *kvMachine) write(b *storage.Batch, e Committed, op *WriteOp, stamp causal.Stamp) {
+// write adds the row of a put or a delete that was decided to the batch. Its stamp is its own: of a batch's writes some are judged by
+// what they replace and some are not.
+func (m *kvMachine) write(b *storage.Batch, e Committed, op *WriteOp) {
 	m.written = append(m.written, op.Key)
 	expiry := expiryOf(op, e)
 	if op.Settled != nil {
 		expiry = op.Settled.Expiry
 	}
 	b.SetStrong(e.Group, op.Key, storage.Strong{
-		Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: stamp, Expiry: expiry, Covered: op.covered,
+		Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: op.stamp, Expiry: expiry, Covered: op.covered,
 	})
 	if expiry != 0 {
 		b.SetExpiry(e.Group, expiry, op.Key)
@@ -178,6 +178,7 @@ func (m *kvMachine) decideWrite(op *WriteOp, g *Guard, n int, e Committed, gone 
 		}
 	}
 	stamp := op.stampOf(&x, &s, e)
+	op.stamp = stamp
 	if !x.Any && (revisionOf(&s, found) != x.Revision || found && !stamp.After(s.Stamp)) && mutant.Planted != mutant.SettleWithoutRevision {
 		return WriteReply{Overtaken: true}, nil
 	}

@@ -285,3 +285,32 @@ func TestExpiryRemovesOnlyTheValueItWasMeantFor(t *testing.T) {
 	}
 	require.Equal(t, 1, notes, "that of the value that is there")
 }
+
+func TestWritesOfABatchHaveStampsOfTheirOwn(t *testing.T) {
+	tm := newTestMachine(t)
+	defer tm.close()
+	tm.write(put("asks", "old", kv.OpID{}))
+	state := func(key string) storage.Strong {
+		s, _, err := tm.engine.State().Strong(machineGroup, []byte(key))
+		require.NoError(t, err)
+		return s
+	}
+	for _, keys := range [][2]string{{"blind", "asks"}, {"asks", "blind"}} {
+		old := state("asks")
+		promised := causal.MakeHLC(tm.now.Milliseconds(), 7)
+		tm.now += time.Second
+		op := WriteOp{Guard: &Guard{Writes: make([]Expectation, 2)}, Batch: make([]WriteOp, 2)}
+		for i, key := range keys {
+			op.Batch[i] = put(key, "new", kv.OpID{})
+			op.Guard.Writes[i] = Expectation{Any: true}
+			if key == "asks" {
+				op.Guard.Writes[i] = Expectation{Revision: old.Revision, Time: promised}
+			}
+		}
+		require.True(t, tm.write(op).Applied)
+		own := causal.Stamp{Base: causal.Position{Term: tm.term, Index: tm.index}, Time: causal.MakeHLC(tm.now.Milliseconds(), 0), Node: 1}
+		require.Equal(t, own, state("blind").Stamp, "a put that asked nobody is above all that is stamped before its entry")
+		require.Equal(t, causal.Stamp{Base: old.Stamp.Base, Time: promised, Node: 1}, state("asks").Stamp,
+			"what was acknowledged after the promise, before the entry, follows a write that was judged")
+	}
+}

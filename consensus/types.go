@@ -116,8 +116,9 @@ type WriteOp struct {
 	// Settled says that the write takes in an eventual version; Key, Value and Delete are that version's, and nothing else is
 	// set but Guard.
 	Settled *Settled
-	// covered are the ids that the key's state covered before: apply sets it.
+	// covered are the ids that the key's state covered before, and stamp is the write's: apply sets them.
 	covered []causal.Dot
+	stamp   causal.Stamp
 }
 
 // Refusal says why a write that names an operation was neither applied nor answered as it was before.
