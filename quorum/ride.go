@@ -12,24 +12,34 @@ import (
 // did so just before it, and was overwritten at once. So it rides along and ends as that one does; otherwise the writes of a hot
 // key, whose messages overtake one another, would refuse each other for ever. Where versions are kept beside one another
 // nothing is refused for being lower, and nobody rides.
+//
+// The strong lane may take in any attempt of the later write, so that the first of them has to lie on top already: had it come before the
+// earlier write's, the state would be below that one, of which a copy may be left somewhere that a later strong operation finds.
 
 // rides are the writes under way of which a later one may come, by key.
 type rides struct {
 	mu sync.Mutex // guards the map, and mounted, applied and result of the writes in it
-	// latest is the write that was placed last, on top of all others.
+	// latest is the write whose first attempt was placed last, on top of all others.
 	latest map[entryKey]*writeOp
 }
 
-// mount notes that the write was placed on top of all others of its key at this coordinator.
+// mount notes that the write was placed on top of all others of its key at this coordinator. One that another coordinator began
+// carries nobody: it was attempted there before.
 func (r *rides) mount(o *writeOp, p placed) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if o.ended == nil {
 		o.ended = make(chan struct{})
 	}
+	if o.mounted.IsZero() {
+		o.first = p.dot
+	}
 	o.mounted = p.dot
+	if len(o.call.Request.Resume) > 0 {
+		return
+	}
 	id := o.rideKey()
-	if held := r.latest[id]; held == nil || held.mounted.Time < o.mounted.Time {
+	if held := r.latest[id]; held == nil || held.first.Time < o.first.Time {
 		r.latest[id] = o
 	}
 }
@@ -48,11 +58,11 @@ func (r *rides) dismount(o *writeOp, res kv.Response, err error) {
 	close(o.ended)
 }
 
-// over returns the write that was placed last on top of this one; nil if there is none.
+// over returns the write all of whose attempts were placed on top of this one; nil if there is none.
 func (r *rides) over(o *writeOp) *writeOp {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if top := r.latest[o.rideKey()]; top != nil && top != o && top.mounted.Time > o.mounted.Time {
+	if top := r.latest[o.rideKey()]; top != nil && top != o && top.first.Time > o.mounted.Time {
 		return top
 	}
 	return nil
@@ -71,6 +81,9 @@ func (o *writeOp) ride(ctx context.Context) (kv.Response, bool) {
 	top := o.c.rides.over(o)
 	if top == nil || top.call.Quorum.W < o.call.Quorum.W || top.call.Request.Level != o.call.Request.Level {
 		return kv.Response{}, false
+	}
+	if top.call.Request.Sloppy && !o.call.Request.Sloppy {
+		return kv.Response{}, false // hints that count for it do not count for this one
 	}
 	select {
 	case <-top.ended:

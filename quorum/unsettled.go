@@ -85,9 +85,11 @@ func (l *lane) none() bool {
 	return f != nil && !f.any.Load()
 }
 
-// note says that a version of the key is about to be accepted.
+// note says that a version of the key is about to be accepted. The filter that is being built is looked for first: it takes the place of the
+// present one before it is forgotten, so that a note which misses it there is made in it here.
 func (l *lane) note(key []byte) {
-	for _, f := range [...]*keyFilter{l.filter.Load(), l.next.Load()} {
+	next := l.next.Load()
+	for _, f := range [...]*keyFilter{next, l.filter.Load()} {
 		if f != nil {
 			f.add(key)
 		}
@@ -171,7 +173,8 @@ func (s *Store) Unsettled(p kv.PartitionID, promise causal.HLC) (need uint64, no
 		raise(&at.promise, uint64(promise))
 	}
 	none = at.none()
-	return at.pruned.Load(), none
+	need = at.pruned.Load()
+	return need, none && s.unfit(p) == nil // whoever takes rows away says so before
 }
 
 // unfit returns why this replica cannot say what the partition's eventual lane holds.
@@ -203,7 +206,7 @@ func (s *Store) Peek(r ReadRequest) (ReadReply, error) {
 		raise(at.slot(r.Key), uint64(r.Promise))
 	}
 	if !at.maybe(r.Key) {
-		return ReadReply{Need: max(at.pruned.Load(), s.deps.Applied(r.Partition.Group()))}, nil
+		return ReadReply{Need: max(at.pruned.Load(), s.deps.Applied(r.Partition.Group()))}, s.unfit(r.Partition)
 	}
 	e, v, err := s.open(r.Partition, r.Key)
 	e.stripe.mu.Lock()

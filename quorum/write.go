@@ -27,12 +27,12 @@ type writeOp struct {
 	found       bool
 	attemptsMax int
 
-	// mounted is the dot of the last attempt that was placed here, applied and result how the write ended; rides guards them.
-	// ended is closed then.
-	mounted causal.Dot
-	applied bool
-	result  kv.Response
-	ended   chan struct{}
+	// first and mounted are the dots of the first and the last attempt that were placed here, applied and result how the write
+	// ended; rides guards them. ended is closed then.
+	first, mounted causal.Dot
+	applied        bool
+	result         kv.Response
+	ended          chan struct{}
 
 	// mu guards the fields below.
 	mu       sync.Mutex
@@ -241,6 +241,16 @@ func (o *writeOp) open(p placed, until callContext) WriteRequest {
 func (o *writeOp) lead(ctx context.Context) (kv.Response, bool, error) {
 	o.mu.Lock()
 	o.draft.above, o.draft.base = o.vote.above, o.vote.base
+	// The leader's attempts are above this one, as further ones of this node were: a refusal because of a promise alone may name a lower
+	// stamp, and a copy of a higher one that is left somewhere would overtake what comes between.
+	if last, ok := o.set.Holds(o.dot); ok {
+		if last.Stamp.After(o.draft.above) {
+			o.draft.above = last.Stamp
+		}
+		if last.Stamp.Base.Compare(o.draft.base) > 0 {
+			o.draft.base = last.Stamp.Base
+		}
+	}
 	o.mu.Unlock()
 	res, done, err := o.c.handOver(ctx, o.call, appendResume(nil, o.draft, o.found))
 	if !done {
