@@ -414,6 +414,7 @@ func (l *loop) proposeBusy() {
 			g.peeks.begin(context, promise)
 			l.check(g, g.readIndex(context))
 			if mutant.Planted == mutant.ReadWithoutQuorum {
+				g.barriers.clean(l.rounds)
 				g.barriers.confirm(l.rounds, g.applied.Index)
 				l.releaseBarriers(g)
 			}

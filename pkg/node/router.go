@@ -319,12 +319,15 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	// Before the barrier: a replica that is rebuilt behind it may be back at an earlier entry than the barrier waited for.
 	sound, _ := n.strong.Sound(rt.partition.Group())
 	peeked, err := n.readBarrier(ctx, rt.partition.Group())
+	if mutant.Planted == mutant.LocalReadAsStrong {
+		peeked.Clean = true
+	}
 	switch leads := n.strong.Leader(rt.partition.Group()) == n.id.Node; {
 	case errors.Is(err, errBehind):
 		return n.handToLeader(ctx, rt)
 	case err != nil && mutant.Planted != mutant.LocalReadAsStrong:
 		return kv.Response{}, err
-	case !peeked.Clean && !leads && mutant.Planted != mutant.LocalReadAsStrong:
+	case !peeked.Clean && !leads:
 		return n.handToLeader(ctx, rt) // it alone can have the log take in what there is beside the state
 	}
 	st, err := n.settled(ctx, &rt, rt.request.Key, peeked, false)
