@@ -119,7 +119,7 @@ func raise(v *atomic.Uint64, to uint64) {
 type lanes struct {
 	mu  sync.RWMutex // guards the map
 	all map[kv.PartitionID]*lane
-	// began is the clock's ceiling at the start.
+	// began is past all readings of this node's earlier lives, and so past all that it promised in them.
 	began causal.HLC
 }
 
