@@ -114,34 +114,50 @@ func (n *Node) listHere(ctx context.Context, rt route) (kv.Response, error) {
 	if err != nil {
 		return kv.Response{}, err
 	}
+	r, query := *rt.request, *rt.request.List
+	r.List = &query
+	rt.request = &r
+	for {
+		res, next, err := n.listPage(ctx, &rt, peeked, sound)
+		if err != nil || next == nil {
+			return res, err
+		}
+		query.After = next
+	}
+}
+
+// listPage is a part of a page, of a partition whose leadership was confirmed. When nothing is in it, and more may come, it returns the key
+// after which to go on: a part that is empty says that there is nothing more.
+func (n *Node) listPage(ctx context.Context, rt *route, peeked consensus.Peeked, sound uint64) (res kv.Response, next []byte, err error) {
+	g := rt.partition.Group()
 	var beside besides
 	if !peeked.Clean {
-		if beside, err = n.settleRange(ctx, &rt); err != nil {
-			return kv.Response{}, err
+		if beside, err = n.settleRange(ctx, rt); err != nil {
+			return kv.Response{}, nil, err
 		}
 	}
-	res := kv.Response{
+	res = kv.Response{
 		Found: true, Settled: true, Level: kv.LevelStrong, Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node,
-		Replicas: n.strongReplicas(rt),
+		Replicas: n.strongReplicas(*rt),
 	}
 	for range listExpiredMax {
 		var expired []consensus.Expiring
 		if res.Listed, res.More, expired, err = n.scan(g, rt.request.List); err != nil {
-			return kv.Response{}, n.vouch(g, sound, err)
+			return kv.Response{}, nil, n.vouch(g, sound, err)
 		}
 		if len(expired) == 0 {
 			if err := n.vouch(g, sound, nil); err != nil {
-				return kv.Response{}, err
+				return kv.Response{}, nil, err
 			}
-			beside.into(&res, rt.request.List.Limit)
-			return res, nil
+			next = beside.into(&res, rt.request.List.Limit)
+			return res, next, nil
 		}
 		// As for a single key: the log has to say that they are gone.
 		if err := n.strong.Expire(ctx, g, expired); err != nil {
-			return kv.Response{}, kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
+			return kv.Response{}, nil, kv.AsError(err).WithOutcome(kv.OutcomeNotApplied)
 		}
 	}
-	return kv.Response{}, kv.Errorf(kv.CodeNoLeader, "values of partition %d expire faster than they can be listed", rt.partition)
+	return kv.Response{}, nil, kv.Errorf(kv.CodeNoLeader, "values of partition %d expire faster than they can be listed", rt.partition)
 }
 
 // scan reads a partition's part of a page from one view of the storage.

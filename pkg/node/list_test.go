@@ -58,3 +58,34 @@ func TestPagesHoldEveryKeyOnceAndInOrder(t *testing.T) {
 		require.True(t, slices.EqualFunc(all, got, bytes.Equal), "%q\n%q", all, got)
 	})
 }
+
+// A part without keys counts as the last one, so that one which is empty because all that it looked at is gone must go on.
+func TestPartOfAListingThatIsEmptyAndNotTheLastGoesOn(t *testing.T) {
+	key := func(name string) []byte { return []byte(name) }
+	listed := func(names ...string) (out []kv.ListItem) {
+		for _, name := range names {
+			out = append(out, kv.ListItem{Key: key(name)})
+		}
+		return out
+	}
+	for _, c := range []struct {
+		name   string
+		beside besides
+		page   kv.Response
+		left   []kv.ListItem
+		more   bool
+		next   []byte
+	}{
+		{"only deleted keys up to the bound", besides{bound: key("c")}, kv.Response{Listed: listed("d")}, nil, true, key("c")},
+		{"all of the page is gone", besides{gone: [][]byte{key("a"), key("b")}}, kv.Response{Listed: listed("a", "b"), More: true}, nil, true, key("b")},
+		{"something is left", besides{bound: key("c")}, kv.Response{Listed: listed("a", "d")}, listed("a"), true, nil},
+		{"nothing is left of the last page", besides{gone: [][]byte{key("a")}}, kv.Response{Listed: listed("a")}, nil, false, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			next := c.beside.into(&c.page, 2)
+			require.Equal(t, c.next, next)
+			require.Equal(t, c.more, c.page.More)
+			require.Len(t, c.page.Listed, len(c.left))
+		})
+	}
+}

@@ -142,21 +142,22 @@ func (n *Node) scanMajority(ctx context.Context, rt *route, ask quorum.ScanReque
 	return parts, nil
 }
 
-// into adds what was found beside the state to a page of it, and ends the page where it is known to be complete.
-func (b *besides) into(res *kv.Response, limit int) {
+// into adds what was found beside the state to a page of it, and ends the page where it is known to be complete. When nothing is left of
+// a page that is not the last it returns that end; nil otherwise.
+func (b *besides) into(res *kv.Response, limit int) (end []byte) {
 	replaced := func(key []byte) bool {
 		return slices.ContainsFunc(b.items, func(x kv.ListItem) bool { return bytes.Equal(x.Key, key) }) ||
 			slices.ContainsFunc(b.gone, func(x []byte) bool { return bytes.Equal(x, key) })
 	}
 	page := res.Listed
+	end = b.bound
+	if res.More && len(page) > 0 {
+		if last := page[len(page)-1].Key; end == nil || bytes.Compare(last, end) < 0 {
+			end = last
+		}
+	}
 	if len(b.items)+len(b.gone) > 0 {
 		page = slices.DeleteFunc(page, func(x kv.ListItem) bool { return replaced(x.Key) })
-		end := b.bound
-		if res.More && len(res.Listed) > 0 {
-			if last := res.Listed[len(res.Listed)-1].Key; end == nil || bytes.Compare(last, end) < 0 {
-				end = last
-			}
-		}
 		for _, x := range b.items {
 			if end == nil || bytes.Compare(x.Key, end) <= 0 {
 				page = append(page, x)
@@ -172,4 +173,8 @@ func (b *besides) into(res *kv.Response, limit int) {
 		page, res.More = page[:limit], true
 	}
 	res.Listed = page
+	if len(page) > 0 || !res.More {
+		return nil
+	}
+	return end
 }
