@@ -3,7 +3,7 @@ package kv
 // SessionBytesMax bounds a session's token.
 const SessionBytesMax = 8 << 10
 
-// SessionNew, in the place of a token, begins a session.
+// SessionNew begins a session where a token would stand.
 const SessionNew = "new"
 
 // validateSession checks whether the request can be one of a session.
