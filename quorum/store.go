@@ -229,7 +229,10 @@ func (s *Store) survey(e *entry, v *versions) {
 	v.set = e.load(v.set)
 	v.repair = s.deps.State.Repair(p)
 	v.pledge = at.pledge(e.key)
-	v.fence = s.deps.Fence(p.Group(), e.key)
+	// An entry may have been applied since the state was read, and the fences have begun anew without it.
+	if fence := s.deps.Fence(p.Group(), e.key); fence.After(v.fence) {
+		v.fence = fence
+	}
 	raise(&at.pruned, v.set.Pruned)
 }
 
@@ -263,6 +266,8 @@ func (s *Store) open(p kv.PartitionID, key []byte) (*entry, *versions, error) {
 			return e, v, unread(err)
 		}
 	}
+	// Before the state, which then has what the fence no longer tells of.
+	v.fence = s.deps.Fence(p.Group(), key)
 	v.strong, v.hasStrong, err = s.strong(p, key)
 	return e, v, err
 }
@@ -364,7 +369,7 @@ func (s *Store) draw(
 			return placed{}, nil, kv.Errorf(kv.CodeSiblings,
 				"the key has %d concurrent versions, the most that are kept; read it and write with the context of that answer", len(v.set.Siblings))
 		case placementBehind:
-			if err := s.waitBehind(ctx, d, v); err != nil {
+			if err := s.waitBehind(ctx, p, key, d, v); err != nil {
 				return placed{}, nil, err
 			}
 			tries-- // the deadline bounds these
@@ -387,11 +392,17 @@ const (
 
 // waitBehind waits a little for a log position to be known as one that will not be lost. When it is another replica that has the
 // entry, the write goes on below it in the end: whoever refuses it then says what it may be based on.
-func (s *Store) waitBehind(ctx context.Context, d *draft, v *versions) error {
+func (s *Store) waitBehind(ctx context.Context, p kv.PartitionID, key []byte, d *draft, v *versions) error {
 	select {
 	case <-ctx.Done():
 		return kv.Errorf(kv.CodeNotReady, "%w", errBehind)
 	case <-time.After(behindPause):
+	}
+	// What was in the log may have been replaced.
+	v.fence = s.deps.Fence(p.Group(), key)
+	var err error
+	if v.strong, v.hasStrong, err = s.strong(p, key); err != nil {
+		return err
 	}
 	if d.waited += behindPause; d.waited >= behindPatience && !v.fence.After(d.above) {
 		d.above, d.waited = causal.Stamp{}, 0
