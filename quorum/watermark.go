@@ -168,7 +168,7 @@ func (v *versions) collectable(applied uint64) bool {
 		if t.Base.Index > applied {
 			return false
 		}
-		if v.hasStrong && !v.strong.Deleted && t.After(v.strong.Stamp) {
+		if v.hasStrong && !v.strong.Deleted && t.After(v.strong.Stamp) && mutant.Planted != mutant.TombstoneAboveLive {
 			return false
 		}
 	}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +23,11 @@ const runTimeout = 2 * time.Minute
 // hangs is the symptom of a test that did not end in time.
 const hangs = "hangs"
 
-// hunters are the tests of pkg/sim that look for a bug, the likeliest first.
+// simulation is the package of the hunters that name none, whose tests take a seed.
+const simulation = "pkg/sim"
+
+// hunters are the tests that look for a bug, the likeliest first: those of the simulation, and, for rules that a simulated fault
+// seldom meets, scripted ones of the package that has the rule.
 var hunters = map[mutant.Name][]string{
 	mutant.NoSync:                  {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing"},
 	mutant.SendBeforePersist:       {"TestPowerCutsRightAfterAnAcknowledgementLoseNothing"},
@@ -69,7 +75,34 @@ var hunters = map[mutant.Name][]string{
 	mutant.SessionUnchecked:        {"TestSessionsReadWhatTheyWroteAndSaw"},
 	mutant.FallbackAfterUnknown:    {"TestStrongWriteOfUnknownOutcomeDoesNotFallBack"},
 	mutant.RepairAfterAnswer:       {"TestBlockingReadRepairMakesReadsMonotonic"},
+	mutant.NoFence:                 {"consensus:TestAppendedWritesFenceTheirKeysUntilTheyAreReplaced"},
+	mutant.PeekOfOne:               {"TestStrongReadsSeeEventualWritesAcknowledgedBefore", mixed},
+	mutant.PeekOnce:                {"TestSettledIsOnlyWhatWasKnownBeforeTheLastRound", mixed},
+	mutant.SettleWithoutRevision:   {"consensus:TestSettleDoesNothingOnceTheStateHasChanged"},
+	mutant.SettleAtOwnPosition:     {"consensus:TestSettleKeepsTheWinnersStampAndExpiryAndCoversItAlone"},
+	mutant.SettleCoversLosers:      {"TestSettleTakesInTheWinnerAlone", mixed},
+	mutant.RestampNewID:            {"quorum:TestRefusedWriteIsStampedAnewWithItsWriteID"},
+	mutant.CoveredBeforeFence:      {"quorum:TestAttemptThatIsHeldAlreadyIsRefusedBelowTheFence"},
+	mutant.BaseGuessed:             {"consensus:TestAppendedWritesFenceTheirKeysUntilTheyAreReplaced"},
+	mutant.PromiseForgotten:        {"quorum:TestPromiseOfAPeekOutlivesAPowerCut"},
+	mutant.UnsettledForgotten:      {"quorum:TestReplicaDoesNotKnowWhatIsUnsettledAfterARestartUntilItHasLooked"},
+	mutant.UnsettledReturned:       {"TestWhatAStrongReadAnsweredStaysWhenItsHolderIsGone", mixed},
+	mutant.TombstoneAboveLive:      {"quorum:TestOnlyWhatNobodyNeedsIsCollected"},
 }
+
+// mixed has operations of both lanes on the same keys.
+const mixed = "TestStrongOperationsAreLinearizableWithEventualWritesOfTheSameKeys"
+
+// place returns the package and the name of a hunter.
+func place(hunter string) (pkg, test string) {
+	if pkg, test, found := strings.Cut(hunter, ":"); found {
+		return pkg, test
+	}
+	return simulation, hunter
+}
+
+// programOf returns the path of a package's tests in a directory of them.
+func programOf(dir, pkg string) string { return filepath.Join(dir, path.Base(pkg)+".test") }
 
 // result is how a hunt ended.
 type result struct {
@@ -87,30 +120,46 @@ func (r result) line(name mutant.Name, took time.Duration) string {
 	return fmt.Sprintf("SURVIVED  %-24s %s (%s)", name, r.symptom, took.Round(time.Second))
 }
 
-// build builds the simulation, with the bug that the build tag plants; "" plants none.
-func build(ctx context.Context, binary, tag string) error {
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", tag, "-o", binary, "./pkg/sim")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("it does not build: %w: %s", err, out)
+// build builds the tests of the hunters' packages into the directory, with the bug that the build tag plants; "" plants none.
+func build(ctx context.Context, dir, tag string, hunters []string) error {
+	var pkgs []string
+	for _, h := range hunters {
+		pkg, _ := place(h)
+		pkgs = append(pkgs, pkg)
+	}
+	slices.Sort(pkgs)
+	for _, pkg := range slices.Compact(pkgs) {
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", tag, "-o", programOf(dir, pkg), "./"+pkg)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s does not build: %w: %s", pkg, err, out)
+		}
 	}
 	return nil
 }
 
-// hunt builds the simulation with the bug and runs it on one seed after another. clean is the simulation without any.
+// hunt builds the tests with the bug and runs them on one seed after another. clean has them without any.
 func hunt(ctx context.Context, dir, clean string, name mutant.Name, seeds int) result {
-	binary := filepath.Join(dir, string(name)+".test")
-	defer os.Remove(binary)
-	if err := build(ctx, binary, "mutant_"+string(name)); err != nil {
+	bad := filepath.Join(dir, string(name))
+	defer os.RemoveAll(bad)
+	if err := os.Mkdir(bad, 0o700); err != nil {
 		return result{symptom: err.Error()}
 	}
-	return chase(ctx, binary, clean, hunters[name], seeds)
+	if err := build(ctx, bad, "mutant_"+string(name), hunters[name]); err != nil {
+		return result{symptom: err.Error()}
+	}
+	return chase(ctx, bad, clean, hunters[name], seeds)
 }
 
 // chase runs the tests until one fails with the bug and passes without it: a test that fails either way has caught nothing.
-func chase(ctx context.Context, binary, clean string, tests []string, seeds int) result {
+// Scripted tests outside the simulation have their one chance.
+func chase(ctx context.Context, bad, clean string, tests []string, seeds int) result {
 	for seed := 1; seed <= seeds; seed++ {
-		for _, test := range tests {
-			caught, symptom := try(ctx, binary, test, seed)
+		for _, hunter := range tests {
+			pkg, test := place(hunter)
+			if pkg != simulation && seed > 1 {
+				continue
+			}
+			caught, symptom := try(ctx, bad, pkg, test, seed)
 			if !caught && (symptom == "" || symptom == hangs) {
 				continue
 			}
@@ -118,7 +167,7 @@ func chase(ctx context.Context, binary, clean string, tests []string, seeds int)
 			if !caught {
 				return got
 			}
-			fails, why := try(ctx, clean, test, seed)
+			fails, why := try(ctx, clean, pkg, test, seed)
 			if fails || why != "" {
 				got.caught = false
 				got.symptom = fmt.Sprintf("%s on seed %d fails without the bug too: %s", test, seed, why)
@@ -130,17 +179,21 @@ func chase(ctx context.Context, binary, clean string, tests []string, seeds int)
 }
 
 // try runs one test on one seed. Without a catch a symptom says why the hunt cannot go on.
-func try(ctx context.Context, binary, test string, seed int) (caught bool, symptom string) {
+func try(ctx context.Context, dir, pkg, test string, seed int) (caught bool, symptom string) {
 	ctx, cancel := context.WithTimeout(ctx, runTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, "-test.run", "^"+test+"$", "-test.v", fmt.Sprintf("-seed=%d", seed))
-	cmd.Dir = filepath.Join("pkg", "sim")
+	args := []string{"-test.run", "^" + test + "$", "-test.v"}
+	if pkg == simulation {
+		args = append(args, fmt.Sprintf("-seed=%d", seed))
+	}
+	cmd := exec.CommandContext(ctx, programOf(dir, pkg), args...)
+	cmd.Dir = filepath.FromSlash(pkg)
 	out, err := cmd.CombinedOutput()
 	switch {
 	case ctx.Err() != nil:
 		return false, hangs
 	case err == nil && !bytes.Contains(out, []byte("--- PASS: "+test+" ")):
-		return false, test + " is no test of the simulation"
+		return false, test + " is no test of " + pkg
 	case err == nil:
 		return false, ""
 	}

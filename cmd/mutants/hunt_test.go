@@ -25,7 +25,7 @@ const (
 func TestOnlyAFailureThatNeedsTheBugIsACatch(t *testing.T) {
 	t.Chdir(filepath.Join("..", ".."))
 	chased := func(binary, clean string) result {
-		return chase(context.Background(), binary, clean, []string{"TestIt"}, 2)
+		return chase(context.Background(), filepath.Dir(binary), filepath.Dir(clean), []string{"TestIt"}, 2)
 	}
 	bad, good := program(t, fails), program(t, passes)
 	require.Equal(t, result{caught: true, seed: 1, test: "TestIt", symptom: "lost"}, chased(bad, good))
@@ -39,7 +39,7 @@ func TestOnlyAFailureThatNeedsTheBugIsACatch(t *testing.T) {
 	require.False(t, got.caught)
 	require.Contains(t, got.symptom, "is no test")
 
-	got = chased(filepath.Join(t.TempDir(), "missing"), good)
+	got = chased(filepath.Join(t.TempDir(), "sim.test"), good)
 	require.False(t, got.caught)
 	require.Contains(t, got.symptom, "cannot be run")
 }

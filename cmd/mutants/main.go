@@ -1,5 +1,5 @@
 // Command mutants builds each planted bug (package mutant) into the simulation and runs seeds until the simulation catches
-// it. A bug that survives all seeds is a hole in the checkers. A failure counts only if the same test passes on the same
+// it, or into the tests of the package that has the rule it breaks. A bug that survives all seeds is a hole in the checkers. A failure counts only if the same test passes on the same
 // seed without the bug. It is what `make mutants` runs, from the root of the module.
 package main
 
@@ -59,8 +59,15 @@ func run(ctx context.Context, seeds, workers int, names []string) (failed int, e
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	clean := filepath.Join(dir, "clean.test")
-	if err := build(ctx, clean, ""); err != nil {
+	clean := filepath.Join(dir, "clean")
+	if err := os.Mkdir(clean, 0o700); err != nil {
+		return 0, err
+	}
+	var all []string
+	for _, name := range wanted {
+		all = append(all, hunters[name]...)
+	}
+	if err := build(ctx, clean, "", all); err != nil {
 		return 0, err
 	}
 
