@@ -316,6 +316,9 @@ func TestSettledIsOnlyWhatWasKnownBeforeTheLastRound(t *testing.T) {
 		read := <-reads
 		require.NoError(t, read.err)
 		require.Equal(t, "first, stamped high", string(read.res.Value), "the second one would be followed by the first")
+		settles, err := c.Total("kvstore_settles_total", "applied")
+		require.NoError(t, err)
+		require.EqualValues(t, 1, settles, "the log took in the second one before: another reader might have answered that")
 	})
 }
 
