@@ -40,13 +40,19 @@ type Settled struct {
 	Expiry causal.HLC
 }
 
-// Write ids that a state covers are kept for as long as the write may still be stamped anew, which its request's deadline
-// bounds; the rest is for copies of such an attempt that turn up late.
+// Write ids that a state covers are kept for as long as the write may still be stamped anew, which its request's deadline of a
+// minute at the most bounds; the rest is for clocks that are behind, and for copies of such an attempt that turn up late.
 const (
 	// coveredKept is how many ids a state keeps whatever their age.
 	coveredKept = 128
-	// coveredAgeMillis is the age, by the time of the entry, from which further ones are forgotten.
-	coveredAgeMillis = 60 * 60 * 1000
+	// coveredAgeMillis is the age, by the time of the entry, from which further ones are forgotten; settledAgeMillis that for
+	// a state that takes in versions one by one, whose stamps speak for themselves.
+	coveredAgeMillis = 4 * 60 * 60 * 1000
+	settledAgeMillis = 15 * 60 * 1000
+	// settledMany is the number of ids from which settledManyAgeMillis is enough: a key that is written eventually and read strongly
+	// a hundred times a second must not carry a quarter of an hour of ids.
+	settledMany          = 4096
+	settledManyAgeMillis = 90 * 1000
 )
 
 // Flags of an expectation.
@@ -176,14 +182,21 @@ func (op *WriteOp) stampOf(x *Expectation, s *storage.Strong, e Committed) causa
 
 // cover returns the write ids that a state covers which takes the place of one that covers held. The result is a function of
 // the entry and of that state alone.
-func cover(held, more []causal.Dot, e Committed) []causal.Dot {
+func cover(held, more []causal.Dot, settles bool, e Committed) []causal.Dot {
 	if len(held)+len(more) == 0 {
 		return nil
 	}
-	out := make([]causal.Dot, 0, len(held)+len(more))
+	out := make([]causal.Dot, 0, len(held)+len(more)+1)
 	excess := len(held) + len(more) - coveredKept
 	for _, id := range held {
-		if excess > 0 && id.Time.Millis()+coveredAgeMillis < e.Time.Millis() {
+		age := int64(coveredAgeMillis)
+		switch {
+		case settles && excess > settledMany-coveredKept:
+			age = settledManyAgeMillis
+		case settles:
+			age = settledAgeMillis
+		}
+		if excess > 0 && id.Time.Millis()+age < e.Time.Millis() {
 			excess--
 			continue
 		}

@@ -182,7 +182,7 @@ func (m *kvMachine) decideWrite(op *WriteOp, g *Guard, n int, e Committed, gone 
 	if !x.Any && (revisionOf(&s, found) != x.Revision || found && !stamp.After(s.Stamp)) && mutant.Planted != mutant.SettleWithoutRevision {
 		return WriteReply{Overtaken: true}, nil
 	}
-	op.covered, op.kept = cover(s.Covered, x.Covers, e), s.Expiry // kept is of use only where the key has to exist
+	op.covered, op.kept = cover(s.Covered, x.Covers, op.Settled != nil, e), s.Expiry // kept is of use only where the key has to exist
 	switch {
 	case op.Settled != nil:
 		op.covered, found = append(op.covered, op.Settled.ID), false
