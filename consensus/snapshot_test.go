@@ -157,8 +157,9 @@ func diskUseIsBounded(t *testing.T, dead bool) {
 			})
 		}
 		wg.Wait()
-		// Truncation goes by ticks, and all of that took no time.
-		for i := range 10 {
+		// Truncation goes by ticks, and all of that took no time. It comes with a write, and a follower may hold it up for
+		// LogHoldTicks.
+		for i := range 2 * c.cfg.LogHoldTicks {
 			time.Sleep(150 * time.Millisecond)
 			_, err := n.store.Put(context.Background(), 0, WriteOp{Key: fmt.Append(nil, i)})
 			require.NoError(t, err)
