@@ -73,7 +73,6 @@ var hunters = map[mutant.Name][]string{
 	mutant.RepairWritesNothing:     {"TestReadRepairAloneBringsWhatAReplicaMissed"},
 	mutant.ExchangeSkipsTombstones: {"TestNodeAwayForThirtyDaysResurrectsNothing"},
 	mutant.SessionUnchecked:        {"TestSessionsReadWhatTheyWroteAndSaw"},
-	mutant.FallbackAfterUnknown:    {"TestStrongWriteOfUnknownOutcomeDoesNotFallBack"},
 	mutant.RepairAfterAnswer:       {"TestBlockingReadRepairMakesReadsMonotonic"},
 	mutant.NoFence:                 {"consensus:TestAppendedWritesFenceTheirKeysUntilTheyAreReplaced"},
 	mutant.PeekOfOne:               {"TestStrongReadsSeeEventualWritesAcknowledgedBefore", mixed},

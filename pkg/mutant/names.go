@@ -61,7 +61,6 @@ const (
 	UnsettledReturned       Name = "unsettled_returned"
 	TombstoneAboveLive      Name = "tombstone_above_live"
 	HealingCounted          Name = "healing_counted"
-	FallbackAfterUnknown    Name = "fallback_after_unknown"
 	HintHolderForgotten     Name = "hint_holder_forgotten"
 	SessionUnchecked        Name = "session_unchecked"
 )
@@ -96,8 +95,6 @@ func All() []Name {
 		UnsettledReturned,
 		TombstoneAboveLive,
 		HealingCounted,
-		FallbackAfterUnknown,
-		HintHolderForgotten,
-		FallbackAfterUnknown, SessionUnchecked,
+		HintHolderForgotten, SessionUnchecked,
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/caprockdb/caprock/pkg/kv"
-	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
 // degradable runs a request that may be answered at a weaker level, its fallback.
@@ -52,7 +51,7 @@ func (n *Node) degradable(ctx context.Context, rt route) (kv.Response, error) {
 // was refused is not offered again.
 func mayDegrade(r *kv.Request, err error) bool {
 	e := kv.AsError(err)
-	if e.Outcome != kv.OutcomeNotApplied && r.Op.IsWrite() && mutant.Planted != mutant.FallbackAfterUnknown {
+	if e.Outcome != kv.OutcomeNotApplied && r.Op.IsWrite() {
 		return false
 	}
 	switch e.Code {
