@@ -82,8 +82,8 @@ mutants: ## Build each planted bug and simulate until it is caught (minutes; MUT
 	go run ./cmd/mutants $(MUTANTS)
 
 .PHONY: test-verify
-test-verify: build ## Workloads on real processes under faults, six pairs of VERIFY_FOR each
-	@for pair in register:partition,kill batch:partition,kill,pause,power,disk-full expiry:partition,kill,pause append:pause,power causal:partition,clock,kill,power,wipe set:disk-full,slow,kill; do \
+test-verify: build ## Workloads on real processes under faults, seven pairs of VERIFY_FOR each
+	@for pair in register:partition,kill batch:partition,kill,pause,power,disk-full expiry:partition,kill,pause append:pause,power causal:partition,clock,kill,power,wipe set:disk-full,slow,kill mixed:partition,kill,pause,power,slow,clock; do \
 		echo "caprock verify --workload $${pair%%:*} --nemesis $${pair#*:} --duration $(VERIFY_FOR)"; \
 		$(BIN) verify --nodes 3 --workload "$${pair%%:*}" --nemesis "$${pair#*:}" --duration $(VERIFY_FOR) --out "$(VERIFY_OUT)/$${pair%%:*}" -o json; \
 	done
