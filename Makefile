@@ -26,6 +26,9 @@ export BENCH_OUT ?=
 VERIFY_FOR ?= 45s
 VERIFY_OUT ?= .caprock/verify
 
+# Where make cover writes what make stats reads.
+COVER := .caprock/cover
+
 # More seeds for the simulated cluster: make test-sim SIM_SEEDS=1000
 SIM_SEEDS ?= 20
 
@@ -107,6 +110,16 @@ bench-compare: build ## Caprock beside etcd (in the PATH, or ETCD=path), row by 
 	cd tools/compare && go run . -caprock $(CURDIR)/$(BIN) -etcd "$(or $(ETCD),etcd)" -duration "$(or $(DURATION),3s)"
 
 ##@ Habits
+
+.PHONY: stats
+stats: ## Print the measures of the code; after make cover also its coverage and the slowest tests
+	@go run ./cmd/stats -cover $(COVER)/profile -tests $(COVER)/tests.json
+
+.PHONY: cover
+cover: ## Run all tests, and note for make stats which statements ran and how long each test took (minutes)
+	@mkdir -p $(COVER)
+	go test -count=1 -timeout 20m -json -coverpkg=./... -coverprofile=$(COVER)/profile ./... >$(COVER)/tests.json || \
+		{ grep '"Action":"fail"' $(COVER)/tests.json; exit 1; }
 
 .PHONY: lint
 lint: ## Check format, layers and common mistakes
