@@ -155,7 +155,7 @@ func (l *loop) answer(a appliedEntry) {
 	l.metrics.proposals.WithLabelValues(endApplied).Add(float64(len(mine.ops)))
 	acks := g.majority()
 	for i, o := range mine.ops {
-		l.finish(o, Result{Pos: pos, Time: a.committed.Time, Reply: a.replies[i], Acks: acks}, nil)
+		l.finish(o, Result{Reply: a.replies[i], Acks: acks}, nil)
 	}
 }
 

@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 
 	"github.com/caprockdb/caprock/pkg/causal"
@@ -43,21 +42,15 @@ func (c *checkRequest) append(dst []byte) []byte {
 }
 
 func decodeCheckRequest(b []byte) (c checkRequest, err error) {
-	r := reader{b: b}
-	if f := r.byte("format"); r.err == nil && f != checkFormat {
-		return c, fmt.Errorf("%w: unknown format %d of a check", ErrBadFrame, f)
+	r, err := open(b, checkFormat, "a check")
+	if err != nil {
+		return c, err
 	}
 	c.verb = checkVerb(r.byte("verb"))
 	c.group = kv.GroupID(r.bounded("group", uint64(^kv.GroupID(0))))
 	c.pos = causal.Position{Term: r.uvarint("term"), Index: r.uvarint("index")}
 	c.sum = r.uint64("sum")
-	switch {
-	case r.err != nil:
-		return c, fmt.Errorf("%w: %w", ErrBadFrame, r.err)
-	case c.verb < checkReport || c.verb > checkAsk || len(r.b) > 0:
-		return c, fmt.Errorf("%w: no check", ErrBadFrame)
-	}
-	return c, nil
+	return c, r.end(c.verb >= checkReport && c.verb <= checkAsk, "a check")
 }
 
 // checkVerdict answers a checkRequest.
@@ -98,9 +91,9 @@ func (c *checkReply) append(dst []byte) []byte {
 }
 
 func decodeCheckReply(b []byte) (c checkReply, err error) {
-	r := reader{b: b}
-	if f := r.byte("format"); r.err == nil && f != checkFormat {
-		return c, fmt.Errorf("%w: unknown format %d of a check's answer", ErrBadFrame, f)
+	r, err := open(b, checkFormat, "a check's answer")
+	if err != nil {
+		return c, err
 	}
 	c.verdict = checkVerdict(r.byte("verdict"))
 	c.result.Done = r.byte("done") == 1
@@ -110,11 +103,8 @@ func decodeCheckReply(b []byte) (c checkReply, err error) {
 			*ids = append(*ids, kv.NodeID(r.bounded("node", math.MaxUint64)))
 		}
 	}
-	switch {
-	case r.err != nil:
-		return checkReply{}, fmt.Errorf("%w: %w", ErrBadFrame, r.err)
-	case c.verdict < verdictUndecided || c.verdict > verdictDone || len(r.b) > 0:
-		return checkReply{}, fmt.Errorf("%w: no answer to a check", ErrBadFrame)
+	if err := r.end(c.verdict >= verdictUndecided && c.verdict <= verdictDone, "a check's answer"); err != nil {
+		return checkReply{}, err
 	}
 	return c, nil
 }

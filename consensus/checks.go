@@ -224,7 +224,6 @@ func (l *loop) finishCheck(g *group) {
 func (l *loop) violation(g *group, what string, args ...any) {
 	invariant.Check(g.check != nil, "group %d: a violation without a check", g.id)
 	l.violations.Add(1)
-	l.metrics.violations.Inc()
 	l.log.Error("consistency violation: "+what, append([]any{"group", g.id, "index", g.check.pos.Index, "term", g.check.pos.Term}, args...)...)
 }
 

@@ -9,7 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/caprockdb/caprock/pkg/kv"
@@ -52,7 +51,7 @@ func TestChecksRaiseNoAlarmWhateverHappensBesides(t *testing.T) {
 				for range 12 {
 					time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond)
 					id := c.ids[rng.IntN(3)]
-					found += testutil.ToFloat64(c.nodes[id].store.metrics.violations)
+					found += float64(c.nodes[id].store.Violations())
 					equal += c.equalChecks(id)
 					c.powerCut(rng.IntN(101), rng, id)
 					time.Sleep(time.Duration(rng.IntN(2000)) * time.Millisecond)

@@ -61,7 +61,7 @@ func (c *cluster) violations() float64 {
 	sum := 0.0
 	for _, id := range c.ids {
 		if s, _ := c.nodes[id].life(); s != nil {
-			sum += testutil.ToFloat64(s.metrics.violations)
+			sum += float64(s.Violations())
 		}
 	}
 	return sum

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -135,15 +136,22 @@ func TestReplicaStopsAtAHoleInItsLog(t *testing.T) {
 				hole = r.Revision
 			}
 		}
+		last, _, err := n.engine.Log().LastEntry(1)
+		require.NoError(t, err)
+		kept, err := n.engine.Log().Entries(1, hole+1, last.Index+1, math.MaxUint64)
+		require.NoError(t, err)
 		b := n.engine.NewBatch()
-		b.DeleteEntriesThrough(1, hole)
+		b.DeleteEntriesFrom(1, 0)
+		for _, e := range kept {
+			b.AppendEntry(1, e)
+		}
 		require.NoError(t, n.engine.ApplySync(b))
 		b.Close()
 		c.start(late)
 		time.Sleep(2 * time.Second)
 		st, _ := n.store.Status(1)
 		require.Equal(t, "stopped", st.State)
-		_, err := c.put(ctx, 1, "k", "v")
+		_, err = c.put(ctx, 1, "k", "v")
 		require.NoError(t, err)
 		select {
 		case err := <-n.done:

@@ -67,7 +67,6 @@ type metrics struct {
 	snapshotBytes *prometheus.CounterVec
 
 	offersRepeated  prometheus.Counter
-	violations      prometheus.Counter
 	checks          *prometheus.CounterVec
 	checksLeftOut   prometheus.Counter
 	checkBytes      prometheus.Counter
@@ -128,11 +127,6 @@ func newMetrics(r prometheus.Registerer, s *Store) (*metrics, error) {
 	m.snapshots = counters("snapshots_total", "Snapshots that ended, by direction and how.", "direction", "result")
 	m.offersRepeated = counter("snapshot_offers_repeated_total", "Offers of a snapshot that were sent again because nothing was heard of them.")
 	m.snapshotBytes = counters("snapshot_bytes_total", "Bytes of snapshots' rows, by direction.", "direction")
-	m.violations = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "kvstore_consistency_violations_total",
-		Help: "Replicas found to hold another state than a majority at the same position of the log, checks in which no majority agreed, and eventual rows found lost or damaged.",
-	})
-	all = append(all, m.violations)
 	m.checks = counters("checks_total", "Comparisons of the replicas' states that this node led, by what they found.", "result")
 	m.checksLeftOut = counter("checks_left_out_total", "Comparisons that a replica of this node took no part in.")
 	m.checkBytes = counter("check_bytes_total", "Bytes of rows that were hashed.")

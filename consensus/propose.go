@@ -166,18 +166,6 @@ func (s *Store) Write(ctx context.Context, p kv.PartitionID, w WriteOp) (WriteRe
 	return reply, nil
 }
 
-// Put is Write of a value.
-func (s *Store) Put(ctx context.Context, p kv.PartitionID, w WriteOp) (WriteReply, error) {
-	w.Delete = false
-	return s.Write(ctx, p, w)
-}
-
-// Delete is Write of a tombstone.
-func (s *Store) Delete(ctx context.Context, p kv.PartitionID, w WriteOp) (WriteReply, error) {
-	w.Delete, w.Value = true, nil
-	return s.Write(ctx, p, w)
-}
-
 // ReadBarrier returns once this node has applied everything that was committed in the group when it was called. A read
 // of the group's state that follows on this node is linearizable among strong operations. A node that does not lead the group
 // asks the leader that it knows how far it has to apply.

@@ -50,23 +50,37 @@ func (p *pullRequest) append(dst []byte) []byte {
 	return appendBytes(dst, p.after)
 }
 
-func decodePullRequest(b []byte) (p pullRequest, err error) {
+// open returns a reader of a message, behind its first byte, which stands for how it is written.
+func open(b []byte, format byte, what string) (reader, error) {
 	r := reader{b: b}
-	if f := r.byte("format"); r.err == nil && f != pullFormat {
-		return p, fmt.Errorf("%w: unknown format %d of a pull", ErrBadFrame, f)
+	if f := r.byte("format"); r.err == nil && f != format {
+		return r, fmt.Errorf("%w: unknown format %d of %s", ErrBadFrame, f, what)
+	}
+	return r, nil
+}
+
+// end says what is wrong with a message that was read: it was cut short, means nothing, or something stands behind it.
+func (r *reader) end(means bool, what string) error {
+	switch {
+	case r.err != nil:
+		return fmt.Errorf("%w: %w", ErrBadFrame, r.err)
+	case !means || len(r.b) > 0:
+		return fmt.Errorf("%w: it is not %s", ErrBadFrame, what)
+	}
+	return nil
+}
+
+func decodePullRequest(b []byte) (p pullRequest, err error) {
+	r, err := open(b, pullFormat, "a pull")
+	if err != nil {
+		return p, err
 	}
 	p.verb = pullVerb(r.byte("verb"))
 	p.group = kv.GroupID(r.bounded("group", uint64(^kv.GroupID(0))))
 	p.least = r.uvarint("index")
 	p.session = r.uint64("session")
 	p.after = r.bytes("key")
-	switch {
-	case r.err != nil:
-		return p, fmt.Errorf("%w: %w", ErrBadFrame, r.err)
-	case p.verb < pullOpen || p.verb > pullClose || len(r.b) > 0:
-		return p, fmt.Errorf("%w: no pull", ErrBadFrame)
-	}
-	return p, nil
+	return p, r.end(p.verb >= pullOpen && p.verb <= pullClose, "a pull")
 }
 
 // pullStatus says how a request ended. An error would not survive the way back as itself.
@@ -104,9 +118,9 @@ func (p *pullReply) append(dst []byte) []byte {
 
 // decodePullReply reads a reply, whose slices alias b.
 func decodePullReply(b []byte) (p pullReply, err error) {
-	r := reader{b: b}
-	if f := r.byte("format"); r.err == nil && f != pullFormat {
-		return p, fmt.Errorf("%w: unknown format %d of a chunk", ErrBadFrame, f)
+	r, err := open(b, pullFormat, "a chunk")
+	if err != nil {
+		return p, err
 	}
 	p.status = pullStatus(r.byte("status"))
 	p.session = r.uint64("session")

@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -239,25 +238,6 @@ func (s *Store) Status(g kv.GroupID) (GroupStatus, bool) {
 	}
 	st := v.read()
 	return st, true
-}
-
-// Groups describes all replicas on this node, in the order of their ids.
-func (s *Store) Groups() []GroupStatus {
-	var out []GroupStatus
-	for _, v := range s.views.all() {
-		st := v.read()
-		out = append(out, st)
-	}
-	slices.SortFunc(out, func(a, b GroupStatus) int { return cmp.Compare(a.Group, b.Group) })
-	return out
-}
-
-// TransferLeader asks this node, if it leads the group, to hand it over to the voter. Proposals wait meanwhile.
-func (s *Store) TransferLeader(g kv.GroupID, to kv.NodeID) {
-	s.inbox.post(func(m *mail) bool {
-		m.controls = append(m.controls, func(l *loop) { l.transfer(g, to) })
-		return true
-	})
 }
 
 // TransferAll hands every group that this node leads, and that has another voter, over to a caught-up one, and returns

@@ -87,10 +87,8 @@ type Proposal struct {
 	Command []byte
 }
 
-// Result says where a proposal went and what its machine replied.
+// Result says what a proposal's machine replied.
 type Result struct {
-	Pos   causal.Position
-	Time  causal.HLC
 	Reply any
 	// Acks is the number of voters that a majority takes: so many hold the entry on disk, at the least.
 	Acks int

@@ -55,8 +55,6 @@ type Hints struct {
 	metrics *hintMetrics
 	// boot is a reading of the clock from before this life took its first hint.
 	boot causal.HLC
-	// began is when this life began.
-	began time.Time
 
 	// mu guards the fields below and all that they refer to. Nothing is called under it but pure code.
 	mu sync.Mutex
@@ -94,7 +92,6 @@ type hintTarget struct {
 // hintQueue is what is kept of one partition for one node.
 type hintQueue struct {
 	hints int
-	bytes int64
 	// queued counts the hints among them that are not on the disk yet.
 	queued int
 	// oldest is at or below the first hint's seq; it is to be looked up again if stale.
@@ -142,7 +139,7 @@ func NewHints(cfg HintConfig, deps HintDeps) (*Hints, error) {
 		return nil, errors.New("quorum: a store of hints lacks a collaborator")
 	}
 	s := &Hints{
-		cfg: cfg, deps: deps, began: time.Now(),
+		cfg: cfg, deps: deps,
 		targets: map[kv.NodeID]*hintTarget{}, recent: map[hintKey]*recentHint{}, floors: map[kv.PartitionID]causal.HLC{},
 		holders: map[kv.PartitionID]map[kv.NodeID]*hintHolder{},
 	}
@@ -188,7 +185,6 @@ func (t *hintTarget) account(id storage.HintID, bytes int) *hintQueue {
 		q.oldest = id.Seq
 	}
 	q.hints++
-	q.bytes += int64(bytes)
 	t.hints++
 	t.bytes += int64(bytes)
 	return q
@@ -200,7 +196,6 @@ func (t *hintTarget) unaccount(id storage.HintID, bytes int) {
 		return
 	}
 	q.hints--
-	q.bytes -= int64(bytes)
 	q.stale = true
 	t.hints--
 	t.bytes -= int64(bytes)
@@ -281,7 +276,6 @@ func (s *Hints) place(k hintKey, set causal.SiblingSet, attempt causal.Dot, byte
 		}
 		r.set, r.context, r.bytes = set, set.Context, r.bytes+grown
 		t.bytes += int64(grown)
-		t.queues[k.partition].bytes += int64(grown)
 		s.queuedBytes += int64(grown)
 		r.waiters = append(r.waiters, done)
 		s.metrics.coalesced.Inc()

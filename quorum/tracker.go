@@ -165,18 +165,6 @@ func (t *Tracker) Voted() int { return t.total - t.Missing() }
 // failed in a way that proves nothing, or has not answered.
 func (t *Tracker) MayBeHeld() bool { return t.refused < t.total }
 
-// WriteOutcome returns what may be said of a write in this state of its vote: failed is not unknown.
-func (t *Tracker) WriteOutcome() kv.Outcome {
-	switch {
-	case t.Outcome() == Met:
-		return kv.OutcomeApplied
-	case t.MayBeHeld():
-		return kv.OutcomeUnknown
-	default:
-		return kv.OutcomeNotApplied
-	}
-}
-
 // AckedNodes appends the nodes that acknowledged, in the order in which they first voted.
 func (t *Tracker) AckedNodes(dst []kv.NodeID) []kv.NodeID {
 	for i := range t.voters {

@@ -66,9 +66,6 @@ func AppendOperation(dst []byte, o *Operation) []byte {
 	return endMessage(dst, body, guess)
 }
 
-// AppendBareOperation appends the operation as a message of its own.
-func AppendBareOperation(dst []byte, o *Operation) []byte { return appendOperationBody(dst, o) }
-
 func appendOperationBody(dst []byte, o *Operation) []byte {
 	r := &o.Request
 	dst = appendUint(dst, varintTag(operationID), o.ID)

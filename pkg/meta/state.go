@@ -71,15 +71,6 @@ func (s *State) Member(id kv.NodeID) (Member, bool) {
 	return s.Members[i], true
 }
 
-// MemberByName finds a member by name.
-func (s *State) MemberByName(name string) (Member, bool) {
-	i := slices.IndexFunc(s.Members, func(m Member) bool { return m.Name == name })
-	if i < 0 {
-		return Member{}, false
-	}
-	return s.Members[i], true
-}
-
 // PolicyFor returns the policy with the longest prefix of key, and false when none matches.
 func (s *State) PolicyFor(key []byte) (kv.Policy, bool) {
 	best := -1

@@ -85,6 +85,15 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 	free := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "kvstore_storage_free_bytes", Help: "Free bytes of the data directory's filesystem, at most a second old; 0 where it cannot tell.",
 	}, func() float64 { return float64(n.space.available.Load()) })
-	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, m.peeks, m.overtaken, m.settles, inFlight, epoch, free)
+	violations := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "kvstore_consistency_violations_total",
+		Help: "Replicas found to hold another state than a majority at the same position of the log, checks in which no majority agreed, and eventual rows found lost or damaged.",
+	}, func() float64 {
+		if n.strong == nil {
+			return float64(n.rowsDamaged.Load())
+		}
+		return float64(n.strong.Violations() + n.rowsDamaged.Load())
+	})
+	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, m.peeks, m.overtaken, m.settles, violations, inFlight, epoch, free)
 	return m
 }

@@ -57,6 +57,8 @@ type Node struct {
 	avoided     avoided
 	reach       *reach
 	forwardedAt atomic.Int64
+	// rowsDamaged counts the rows of the eventual lane that were found lost or damaged since the node started.
+	rowsDamaged atomic.Uint64
 	// bootstrapped is set once this disk may act under its node id and group 0 is open.
 	bootstrapped atomic.Bool
 	// fatal receives the first error of the storage engine that the node must not survive.

@@ -2,10 +2,7 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caprockdb/caprock/antientropy"
 	"github.com/caprockdb/caprock/pkg/causal"
@@ -78,14 +75,10 @@ func (r repairer) Flush(ctx context.Context, p kv.PartitionID) error {
 }
 
 // composeExchange builds anti-entropy. The replica comes before it, and tells it of damage.
-func (n *Node) composeExchange(deps Deps) error {
-	violations, err := violationCounter(deps.Registerer)
-	if err != nil {
-		return err
-	}
+func (n *Node) composeExchange(deps Deps) (err error) {
 	n.exchange, err = antientropy.New(n.cfg.AntiEntropy, antientropy.Deps{
 		Self: n.id.Node, Engine: n.engine, Replica: repairer{n}, Peer: n.mux, Owned: n.ownedPartitions, Alive: n.alive,
-		Now: n.clock.Now, Applied: n.appliedOf, Violated: func(rows int) { violations.Add(float64(rows)) },
+		Now: n.clock.Now, Applied: n.appliedOf, Violated: func(rows int) { n.rowsDamaged.Add(uint64(rows)) },
 		Hints: n.hints, Members: n.memberIDs,
 		Rand: n.rand.fork(), Logger: n.log, Registerer: deps.Registerer,
 	})
@@ -119,39 +112,11 @@ func (n *Node) appliedOf(p kv.PartitionID) uint64 {
 	return st.Applied
 }
 
-// violationCounter returns the node's one counter of broken consistency, whoever registered it first.
-func violationCounter(r prometheus.Registerer) (prometheus.Counter, error) {
-	c := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "kvstore_consistency_violations_total",
-		Help: "Replicas found to hold another state than a majority at the same position of the log, checks in which no majority agreed, and eventual rows found lost or damaged.",
-	})
-	err := r.Register(c)
-	if known, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
-		if c, ok := known.ExistingCollector.(prometheus.Counter); ok {
-			return c, nil
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("register the counter of consistency violations: %w", err)
-	}
-	return c, nil
-}
-
 // damaged has a partition checked of which a row could not be read.
 func (n *Node) damaged(p kv.PartitionID) {
 	if s := n.exchange; s != nil {
 		s.Suspect(p)
 	}
-}
-
-// ScrubPartition checks the eventual lane's rows of a partition against their hash tree at once.
-func (n *Node) ScrubPartition(ctx context.Context, p kv.PartitionID) error {
-	for _, o := range n.ownedPartitions() {
-		if o.Partition == p {
-			return n.exchange.Scrub(ctx, o)
-		}
-	}
-	return kv.Errorf(kv.CodeBadRequest, "this node holds no replica of partition %d", p)
 }
 
 // RepairDocument is the repair of a partition's eventual lane, in GET /admin/partitions.

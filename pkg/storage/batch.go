@@ -73,9 +73,6 @@ func (b *Batch) Len() int { return b.rows.Len() }
 // Empty reports whether nothing was added.
 func (b *Batch) Empty() bool { return b.rows.Empty() }
 
-// Count returns the number of changes added.
-func (b *Batch) Count() int { return int(b.rows.Count()) }
-
 // ApplyNoSync applies the batch: it is visible at return, and durable once something applied at the same time or later
 // was synced.
 func (e *Engine) ApplyNoSync(b *Batch) error { return e.apply(b, false) }
@@ -222,20 +219,9 @@ func (b *Batch) DeleteEntriesFrom(g kv.GroupID, index uint64) {
 	b.removeRange(b.key, b.head)
 }
 
-// DeleteEntriesThrough removes the group's log entries up to index, itself included: a prefix no longer needed.
-func (b *Batch) DeleteEntriesThrough(g kv.GroupID, index uint64) {
-	b.key = appendEntryKey(b.key[:0], g, 0)
-	if index == ^uint64(0) {
-		b.head = appendPrefixEnd(b.head[:0], b.key[:groupRowBytes])
-	} else {
-		b.head = appendEntryKey(b.head[:0], g, index+1)
-	}
-	b.removeRange(b.key, b.head)
-}
-
 // TruncateLog records that the group's log begins behind the position, and removes the entries after from, where it
-// began before, up to the position. Unlike DeleteEntriesThrough it names a range that no earlier truncation covers, so
-// that Pebble need not keep many over one another.
+// began before, up to the position. It names a range that no earlier truncation covers, so that Pebble need not keep
+// many over one another.
 func (b *Batch) TruncateLog(g kv.GroupID, from uint64, through causal.Position) {
 	invariant.Check(from < through.Index, "group %d: truncated from %d to %d", g, from, through.Index)
 	b.SetTruncated(g, through)
@@ -262,12 +248,6 @@ func (b *Batch) SetMetaValue(name string, value []byte) {
 	b.put(formatOpaque, nil, value)
 }
 
-// DeleteMetaValue removes a row of the metadata group's state machine.
-func (b *Batch) DeleteMetaValue(name string) {
-	b.key = append(appendGroupRow(b.key[:0], kv.MetaGroup, groupState), name...)
-	b.remove()
-}
-
 // SetStrong sets the strong lane's state of a key.
 func (b *Batch) SetStrong(g kv.GroupID, key []byte, s Strong) {
 	invariant.Check(g != kv.MetaGroup, "the metadata group has no user keys")
@@ -276,11 +256,4 @@ func (b *Batch) SetStrong(g kv.GroupID, key []byte, s Strong) {
 	b.engine.noteState(b.key, len(s.Covered) > 0)
 	b.head = appendStrongHead(b.head[:0], &s)
 	b.put(formatStrong, b.head, s.Value)
-}
-
-// DeleteStrong removes the strong lane's state of a key, tombstone included.
-func (b *Batch) DeleteStrong(g kv.GroupID, key []byte) {
-	invariant.Check(g != kv.MetaGroup, "the metadata group has no user keys")
-	b.key = appendStateKey(b.key[:0], g, key)
-	b.remove()
 }

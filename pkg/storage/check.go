@@ -15,8 +15,8 @@ import (
 
 // SiblingsCheck is what a check found.
 type SiblingsCheck struct {
-	// Rows and Bytes are how much was looked at.
-	Rows, Bytes int
+	// Rows is how much was looked at.
+	Rows int
 	// Lost are keys whose row the tree has a hash of, and that is not there, cannot be read, or is another one.
 	Lost [][]byte
 	// Unindexed are keys with a row that the tree does not have the hash of.
@@ -106,8 +106,7 @@ func (e *Engine) checkIndexed(view *pebble.Snapshot, it *pebble.Iterator, p kv.P
 		c.Unindexed = append(c.Unindexed, key)
 		return nil
 	}
-	got, size, found, err := e.hashIn(view, p, key)
-	c.Bytes += size
+	got, found, err := e.hashIn(view, p, key)
 	switch {
 	case errors.Is(err, ErrCorruption), err == nil && (!found || got != hash):
 		c.Lost = append(c.Lost, key)
@@ -118,16 +117,15 @@ func (e *Engine) checkIndexed(view *pebble.Snapshot, it *pebble.Iterator, p kv.P
 }
 
 // hashIn hashes the row of E as a view has it.
-func (e *Engine) hashIn(view *pebble.Snapshot, p kv.PartitionID, key []byte) (hash uint64, size int, found bool, err error) {
+func (e *Engine) hashIn(view *pebble.Snapshot, p kv.PartitionID, key []byte) (hash uint64, found bool, err error) {
 	full := appendSiblingsKey(nil, p, key)
 	row, closer, err := view.Get(full)
 	if errors.Is(err, pebble.ErrNotFound) {
-		return 0, 0, false, e.health.stopped()
+		return 0, false, e.health.stopped()
 	}
 	if err != nil {
-		return 0, 0, false, e.readFailed(full, err)
+		return 0, false, e.readFailed(full, err)
 	}
-	size = len(row)
 	err = e.useRow(full, row, formatSiblings, func(payload []byte) error {
 		hash = hashSiblings(key, payload)
 		return nil
@@ -135,7 +133,7 @@ func (e *Engine) hashIn(view *pebble.Snapshot, p kv.PartitionID, key []byte) (ha
 	if closeErr := closer.Close(); err == nil && closeErr != nil {
 		err = e.readFailed(full, closeErr)
 	}
-	return hash, size, err == nil, err
+	return hash, err == nil, err
 }
 
 // CheckRows looks for rows of E, behind the key after, that the tree does not know: as many as rowsMax.
@@ -182,7 +180,6 @@ func (e *Engine) checkRow(
 	}
 	key := it.Key()[siblingsPrefixBytes:]
 	c.Rows++
-	c.Bytes += len(row)
 	var hash uint64
 	damaged := e.useRow(it.Key(), row, formatSiblings, func(payload []byte) error {
 		hash = hashSiblings(key, payload)

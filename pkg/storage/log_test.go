@@ -84,8 +84,7 @@ func TestEntriesBelowTheTruncatedPositionAreTruncatedNotCorrupt(t *testing.T) {
 	e := openMem(t)
 	appendEntries(t, e, 1, 1, 1, 10)
 	write(t, e, func(b *Batch) {
-		b.SetTruncated(1, causal.Position{Term: 1, Index: 4})
-		b.DeleteEntriesThrough(1, 4)
+		b.TruncateLog(1, 0, causal.Position{Term: 1, Index: 4})
 	})
 	_, err := e.Log().Entries(1, 4, 11, math.MaxUint64)
 	require.ErrorIs(t, err, ErrTruncated)
@@ -141,7 +140,7 @@ func TestRemovingTheWholeLogLeavesTheRestOfTheGroup(t *testing.T) {
 		b.SetTruncated(1, causal.Position{Term: 1, Index: 1})
 		b.SetApplied(1, Applied{Index: 1, Term: 1, ConfState: []byte("voters")})
 	})
-	write(t, e, func(b *Batch) { b.DeleteEntriesThrough(1, math.MaxUint64) })
+	write(t, e, func(b *Batch) { b.DeleteEntriesFrom(1, 0) })
 	_, found, err := e.Log().LastEntry(1)
 	require.NoError(t, err)
 	require.False(t, found)
@@ -183,7 +182,7 @@ func TestSizesGrowAndShrinkWithTheLog(t *testing.T) {
 		}
 	})
 	require.InDelta(t, 100_000, size(), 3_000)
-	write(t, e, func(b *Batch) { b.DeleteEntriesThrough(1, 90) })
+	write(t, e, func(b *Batch) { b.TruncateLog(1, 0, causal.Position{Term: 1, Index: 90}) })
 	require.InDelta(t, 10_000, size(), 300)
 }
 
@@ -256,8 +255,7 @@ func TestLogEqualsItsDumbTwin(t *testing.T) {
 				for i := first; i <= through; i++ {
 					delete(model, i)
 				}
-				b.SetTruncated(1, truncated)
-				b.DeleteEntriesThrough(1, through)
+				b.TruncateLog(1, first-1, truncated)
 			}
 			if rapid.Bool().Draw(t, "sync") {
 				err = e.ApplySync(b)

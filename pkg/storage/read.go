@@ -53,9 +53,8 @@ func (e *Engine) readFailed(key []byte, err error) error {
 		return stopped
 	}
 	if pebble.IsCorruptionError(err) {
-		space := keyspace(key)
-		err = &corruptionError{space: space, detail: "a block around the " + describeKey(key) + " is damaged", cause: err}
-		e.health.noteCorruption(space, err)
+		err = &corruptionError{detail: "a block around the " + describeKey(key) + " is damaged", cause: err}
+		e.health.noteCorruption(keyspace(key), err)
 		return err
 	}
 	return e.failed("read the "+describeKey(key), err)

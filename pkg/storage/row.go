@@ -72,12 +72,11 @@ func openRow(row []byte, format byte, key []byte) ([]byte, error) {
 
 // corruptRow returns an error wrapping ErrCorruption that names the row.
 func corruptRow(key []byte, format string, args ...any) error {
-	return &corruptionError{space: keyspace(key), detail: describeKey(key) + " " + fmt.Sprintf(format, args...)}
+	return &corruptionError{detail: describeKey(key) + " " + fmt.Sprintf(format, args...)}
 }
 
 // corruptionError is ErrCorruption with what is known about the place.
 type corruptionError struct {
-	space  string
 	detail string
 	cause  error // nil when this package found the damage itself
 }

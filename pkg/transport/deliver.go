@@ -35,11 +35,6 @@ func (m *Mux) Deliver(from kv.NodeID, batch []byte) error {
 	}
 	m.metrics.received(len(batch))
 	p.heard()
-	for seen := m.epochSeen.Load(); uint64(h.epoch) > seen; seen = m.epochSeen.Load() {
-		if m.epochSeen.CompareAndSwap(seen, uint64(h.epoch)) {
-			break
-		}
-	}
 	// A clock that is too far ahead is not taken over. What the peer asks for is served all the same: a read or a strong
 	// write does not depend on it, and a stamp from it is refused where stamps are judged.
 	if err := m.clock.Observe(h.clock); err != nil {

@@ -37,8 +37,6 @@ type Mux struct {
 	// inFlight counts the calls that wait for a reply; sweep wakes the sweeper when there is a first one.
 	inFlight atomic.Int64
 	sweep    chan struct{}
-	// epochSeen is the highest epoch that any peer's batch had.
-	epochSeen atomic.Uint64
 
 	// peers is replaced, never changed, so that looking one up takes no lock.
 	peers atomic.Pointer[map[kv.NodeID]*peer]
@@ -204,9 +202,6 @@ func (m *Mux) Relocated(id kv.NodeID) {
 		}
 	})
 }
-
-// EpochSeen returns the highest epoch of the partition map that any peer was heard to have.
-func (m *Mux) EpochSeen() kv.Epoch { return kv.Epoch(m.epochSeen.Load()) }
 
 // Connected reports whether there is a link to the peer.
 func (m *Mux) Connected(id kv.NodeID) bool {
