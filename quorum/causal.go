@@ -2,6 +2,7 @@ package quorum
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -36,12 +37,14 @@ type gather struct {
 	wake chan struct{}
 
 	mu sync.Mutex // guards what follows
+	// closed says that enough was heard: what comes later is not taken, so that the answer and the token are of the same versions.
+	closed bool
 	// replies holds the latest of each replica.
 	replies map[kv.NodeID]*ReadReply
-	asked   map[kv.NodeID]bool
-	waiting int
-	cause   error
-	merged  versions
+	// asked are the replicas that were ever asked; those in out have not answered since they were asked last.
+	asked, out map[kv.NodeID]bool
+	cause      error
+	merged     versions
 	// applied and mark are how far this replica had applied the log, and its repair watermark, before it was read.
 	applied uint64
 	mark    causal.HLC
@@ -50,14 +53,20 @@ type gather struct {
 // causal serves an operation of level causal.
 func (c *Coordinator) causal(ctx context.Context, call *Call) (kv.Response, error) {
 	s, err := causal.DecodeSession(call.Request.Session)
-	if err == nil {
-		err = c.deps.Clock.Observe(s.Time)
-	}
 	if err != nil {
 		return kv.Response{}, kv.Errorf(kv.CodeBadRequest, "the session cannot be used: %w", err)
 	}
+	// A reading that is too far ahead of this clock is not taken over, and need not be: some node's clock is wrong, and what the
+	// session has seen of this very key is compared, and placed above, by itself. Were the request refused for it, the session could not
+	// go on anywhere but at the node that is wrong, not even with other keys.
+	if mutant.Planted != mutant.SessionWriteBelow {
+		if err := c.deps.Clock.Observe(s.Time); err != nil && !errors.Is(err, causal.ErrClockSkew) {
+			return kv.Response{}, err
+		}
+	}
 	g := &gather{
-		c: c, call: call, wake: make(chan struct{}, 1), replies: map[kv.NodeID]*ReadReply{}, asked: map[kv.NodeID]bool{},
+		c: c, call: call, wake: make(chan struct{}, 1),
+		replies: map[kv.NodeID]*ReadReply{}, asked: map[kv.NodeID]bool{}, out: map[kv.NodeID]bool{},
 	}
 	hash := causal.KeyHash(call.Request.Key)
 	var known bool
@@ -83,7 +92,10 @@ func (c *Coordinator) causal(ctx context.Context, call *Call) (kv.Response, erro
 		seen = g.seen(keeps)
 	}
 	res, err := c.answer(call, &g.merged, g.nodes())
-	res.Session = s.With(seen).Encode()
+	if mutant.Planted != mutant.SessionReadForgotten {
+		s = s.With(seen)
+	}
+	res.Session = s.Encode()
 	return res, err
 }
 
@@ -94,8 +106,10 @@ func (c *Coordinator) causalWrite(ctx context.Context, g *gather, s *causal.Sess
 		call.Quorum.W = max(call.Quorum.W, kv.Majority(len(call.Owners)))
 		call.Quorum.N = max(call.Quorum.N, call.Quorum.W)
 	}
-	if err := g.run(ctx, 1); err != nil {
-		return kv.Response{}, err
+	if mutant.Planted != mutant.SessionWriteBelow {
+		if err := g.run(ctx, 1); err != nil {
+			return kv.Response{}, err
+		}
 	}
 	keeps := call.Resolver.KeepsSiblings()
 	if len(g.replies) > 1 {
@@ -126,7 +140,10 @@ func (c *Coordinator) causalWrite(ctx context.Context, g *gather, s *causal.Sess
 	} else if strong, found, err := c.deps.Store.strong(call.Partition, call.Request.Key); err == nil && found {
 		wrote.Index = strong.Revision // the strong lane has taken it in
 	}
-	res.Session = s.With(wrote).Encode()
+	if mutant.Planted != mutant.SessionWriteForgotten {
+		s = s.With(wrote)
+	}
+	res.Session = s.Encode()
 	return res, nil
 }
 
@@ -134,6 +151,14 @@ func (c *Coordinator) causalWrite(ctx context.Context, g *gather, s *causal.Sess
 type afterSession struct {
 	above causal.Stamp
 	wrote causal.SessionDot
+}
+
+// written notes the attempt by which the write took effect. A write of another level, whose a is nil, needs no note.
+func (a *afterSession) written(p placed) {
+	if a != nil {
+		s, _ := p.set.Holds(p.dot)
+		a.wrote = causal.SessionDot{Dot: p.dot, Base: s.Stamp.Base}
+	}
 }
 
 // run returns once r replicas have answered and what they hold covers the session.
@@ -149,6 +174,9 @@ func (g *gather) run(ctx context.Context, r int) error {
 			return err
 		}
 	}
+	g.mu.Lock()
+	g.closed = false
+	g.mu.Unlock()
 	patience := time.NewTimer(causalPatience)
 	defer patience.Stop()
 	hedge := time.NewTimer(g.c.hedgeDelay(nodes[1:r]))
@@ -158,7 +186,7 @@ func (g *gather) run(ctx context.Context, r int) error {
 	g.ask(ctx, nodes[:r])
 	for !g.enough(r) {
 		g.mu.Lock()
-		more := g.waiting == 0 || g.cause != nil
+		more := len(g.out) == 0 || g.cause != nil
 		g.mu.Unlock()
 		if more && g.ask(ctx, nodes) {
 			continue
@@ -168,7 +196,7 @@ func (g *gather) run(ctx context.Context, r int) error {
 		case <-hedge.C:
 			g.ask(ctx, nodes)
 		case <-poll.C:
-			g.again(ctx, nodes)
+			g.again(ctx, r)
 		case <-patience.C:
 			return g.behind(r, alive)
 		case <-ctx.Done():
@@ -184,14 +212,39 @@ func (g *gather) ask(ctx context.Context, nodes []kv.NodeID) bool {
 	g.mu.Lock()
 	for _, node := range nodes {
 		if !g.asked[node] {
-			g.asked[node] = true
-			g.waiting++
+			g.asked[node], g.out[node] = true, true
 			now = append(now, node)
 		}
 	}
 	g.mu.Unlock()
+	g.send(ctx, now)
+	return len(now) > 0
+}
+
+// again asks those anew who have answered, unless it is answers that are missing. One that never answers does not keep the others from
+// being asked what they have learnt since.
+func (g *gather) again(ctx context.Context, r int) {
+	var now []kv.NodeID
+	g.mu.Lock()
+	if g.sound() >= r || len(g.out) == 0 {
+		for node := range g.asked {
+			if !g.out[node] {
+				g.out[node] = true
+				now = append(now, node)
+			}
+		}
+	}
+	g.mu.Unlock()
+	if len(now) > 0 {
+		g.repair()
+		g.send(ctx, now)
+	}
+}
+
+// send asks the nodes. They are in out.
+func (g *gather) send(ctx context.Context, nodes []kv.NodeID) {
 	until, r := g.c.callContext(ctx), g.call.readRequest()
-	for _, node := range now {
+	for _, node := range nodes {
 		if node != g.c.deps.Self {
 			g.c.askReplica(until, node, r, g.report)
 			continue
@@ -204,21 +257,6 @@ func (g *gather) ask(ctx context.Context, nodes []kv.NodeID) bool {
 		}
 		g.mu.Unlock()
 		g.report(node, reply, err)
-	}
-	return len(now) > 0
-}
-
-// again asks everybody anew once everybody has answered.
-func (g *gather) again(ctx context.Context, nodes []kv.NodeID) {
-	g.mu.Lock()
-	idle := g.waiting == 0
-	if idle {
-		clear(g.asked)
-	}
-	g.mu.Unlock()
-	if idle {
-		g.repair()
-		g.ask(ctx, nodes)
 	}
 }
 
@@ -239,10 +277,12 @@ func (g *gather) repair() {
 
 func (g *gather) report(node kv.NodeID, reply ReadReply, err error) {
 	g.mu.Lock()
-	g.waiting--
-	if err != nil {
+	delete(g.out, node)
+	switch {
+	case g.closed:
+	case err != nil:
 		g.cause = err
-	} else {
+	default:
 		g.replies[node] = &reply
 		g.merged.add(&reply)
 		g.merged.set = g.merged.surviving(g.merged.set, g.call.Resolver.KeepsSiblings())
@@ -254,16 +294,18 @@ func (g *gather) report(node kv.NodeID, reply ReadReply, err error) {
 	}
 }
 
+// enough reports whether what was heard will do, and takes nothing more then.
 func (g *gather) enough(r int) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.sound() < r {
-		return false
+	switch {
+	case g.sound() < r:
+	case mutant.Planted == mutant.SessionUnchecked:
+		g.closed = true
+	default:
+		g.closed = g.covered() && (!g.hold || g.held(g.dots(g.call.Resolver.KeepsSiblings())))
 	}
-	if mutant.Planted == mutant.SessionUnchecked {
-		return true
-	}
-	return g.covered() && (!g.hold || g.held(g.dots(g.call.Resolver.KeepsSiblings())))
+	return g.closed
 }
 
 // sound counts the replicas that have answered and have lost nothing. g.mu must be held.
@@ -279,7 +321,12 @@ func (g *gather) sound() (n int) {
 // covered reports whether what was heard covers what the session has seen. g.mu must be held.
 func (g *gather) covered() bool {
 	keeps := g.call.Resolver.KeepsSiblings()
-	if g.need.Index > g.applied && (!g.merged.hasStrong || g.merged.strong.Revision < g.need.Index) {
+	if !g.reached(g.need.Index) && (!g.merged.hasStrong || g.merged.strong.Revision < g.need.Index) {
+		return false
+	}
+	// A context that covers a version because the strong lane took it in says nothing of what a reader sees before that is applied.
+	taken := g.merged.lags(g.merged.set) && !g.reached(g.merged.set.Pruned)
+	if taken && (len(g.need.Dots) > 0 || g.floor.Time > 0 || g.call.Quorum.R > 1) {
 		return false
 	}
 	for _, d := range g.need.Dots {
@@ -288,7 +335,12 @@ func (g *gather) covered() bool {
 		}
 	}
 	// What has sunk into the floor was held by a majority, which any other majority meets.
-	return g.floor.Index <= g.applied && (g.floor.Time <= g.mark || g.sound() >= kv.Majority(len(g.call.Owners)))
+	return g.reached(g.floor.Index) && (g.floor.Time <= g.mark || g.sound() >= kv.Majority(len(g.call.Owners)))
+}
+
+// reached reports whether this replica had applied the log up to the index before it was read. g.mu must be held.
+func (g *gather) reached(index uint64) bool {
+	return index <= g.applied || mutant.Planted == mutant.SessionLaneIgnored
 }
 
 // coversSeen reports whether a reader of these versions sees the one that was seen before, or something that replaced it.
@@ -336,9 +388,11 @@ func (g *gather) held(dots []causal.SessionDot) bool {
 func (g *gather) seen(keeps bool) causal.SessionKey {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	out := causal.SessionKey{Partition: g.need.Partition, Hash: g.need.Hash, Dots: g.dots(keeps)}
+	// Both indexes are in the log of a majority. The state of a key that was deleted may be gone; a replica that has not got as far as that
+	// deletion still shows what was there before.
+	out := causal.SessionKey{Partition: g.need.Partition, Hash: g.need.Hash, Dots: g.dots(keeps), Index: g.need.Index}
 	if g.merged.hasStrong {
-		out.Index = g.merged.strong.Revision // in the log of a majority
+		out.Index = max(out.Index, g.merged.strong.Revision)
 	}
 	out.Held = g.held(out.Dots)
 	return out

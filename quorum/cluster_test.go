@@ -77,6 +77,8 @@ type testNode struct {
 	fenced atomic.Bool
 	// position is what Positions returns.
 	position atomic.Pointer[causal.Position]
+	// applied is how far the node has applied the log.
+	applied atomic.Uint64
 	// ceiling survives a crash.
 	ceiling atomic.Uint64
 	stop    func()
@@ -184,6 +186,10 @@ func (n *testNode) start() {
 	n.coord, err = NewCoordinator(cfg, Deps{
 		Self: n.id, Store: n.store, Replicas: wires{n.c, n}, Scanner: wires{n.c, n}, Clock: n.clock, Logger: log, Registerer: n.reg,
 		Alive: alive, Hints: n.hints,
+		Applied: func(kv.PartitionID) uint64 { return n.applied.Load() },
+		Barrier: func(context.Context, kv.PartitionID) error {
+			return kv.Errorf(kv.CodeQuorumUnavailable, "there is no log")
+		},
 		Leader: func(kv.PartitionID) kv.NodeID { return n.c.leads },
 		Forward: func(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Response, error) {
 			if n.c.link(n.id, to).swallow {
@@ -312,6 +318,7 @@ func (n *testNode) strong(key string, s storage.Strong) {
 	defer b.Close()
 	b.SetStrong(kv.PartitionID(3).Group(), []byte(key), s)
 	require.NoError(n.c.t, n.engine.ApplySync(b))
+	n.applied.Store(max(n.applied.Load(), s.Revision))
 }
 
 // values returns the values of a set's siblings.

@@ -338,10 +338,7 @@ func (o *writeOp) look(late bool) (what step, refused bool) {
 func (o *writeOp) answer(p placed) kv.Response {
 	o.mu.Lock()
 	o.answered = true
-	if a := o.call.after; a != nil {
-		s, _ := p.set.Holds(p.dot)
-		a.wrote = causal.SessionDot{Dot: p.dot, Base: s.Stamp.Base}
-	}
+	o.call.after.written(p)
 	acked := o.vote.votes.AckedNodes(make([]kv.NodeID, 0, len(o.nodes)))
 	if o.c.writes.take() {
 		o.acked = time.Now()
@@ -363,6 +360,7 @@ func (o *writeOp) answer(p placed) kv.Response {
 func (o *writeOp) carried(p placed, by kv.Response) kv.Response {
 	o.mu.Lock()
 	o.answered = true
+	o.call.after.written(p) // what carried it lies above it and covers it
 	o.mu.Unlock()
 	o.c.metrics.carried.Inc()
 	return kv.Response{

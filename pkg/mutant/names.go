@@ -63,6 +63,10 @@ const (
 	HealingCounted          Name = "healing_counted"
 	HintHolderForgotten     Name = "hint_holder_forgotten"
 	SessionUnchecked        Name = "session_unchecked"
+	SessionReadForgotten    Name = "session_read_forgotten"
+	SessionWriteForgotten   Name = "session_write_forgotten"
+	SessionLaneIgnored      Name = "session_lane_ignored"
+	SessionWriteBelow       Name = "session_write_below"
 )
 
 // All returns every name, in the order in which they are run.
@@ -96,5 +100,9 @@ func All() []Name {
 		TombstoneAboveLive,
 		HealingCounted,
 		HintHolderForgotten, SessionUnchecked,
+		SessionReadForgotten,
+		SessionWriteForgotten,
+		SessionLaneIgnored,
+		SessionWriteBelow,
 	}
 }
