@@ -388,11 +388,9 @@ func (g *gather) held(dots []causal.SessionDot) bool {
 func (g *gather) seen(keeps bool) causal.SessionKey {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	// Both indexes are in the log of a majority. The state of a key that was deleted may be gone; a replica that has not got as far as that
-	// deletion still shows what was there before.
-	out := causal.SessionKey{Partition: g.need.Partition, Hash: g.need.Hash, Dots: g.dots(keeps), Index: g.need.Index}
+	out := causal.SessionKey{Partition: g.need.Partition, Hash: g.need.Hash, Dots: g.dots(keeps)}
 	if g.merged.hasStrong {
-		out.Index = max(out.Index, g.merged.strong.Revision)
+		out.Index = g.merged.strong.Revision // in the log of a majority
 	}
 	out.Held = g.held(out.Dots)
 	return out

@@ -197,24 +197,6 @@ func TestSessionWaitsForTheLogThatItHasSeen(t *testing.T) {
 	})
 }
 
-// The state that a session saw was collected at one replica; another has yet to apply the deletion.
-func TestSessionThatReadADeletionDoesNotReadWhatWasThereBefore(t *testing.T) {
-	inBubble(t, 3, func(t *testing.T, c *cluster) {
-		c.slowLinks(time.Millisecond)
-		at := func(i uint64) causal.Stamp { return causal.Stamp{Base: causal.Position{Term: 1, Index: i}} }
-		c.nodes[2].strong("k", storage.Strong{Revision: 5, Stamp: at(5), Value: []byte("old")})
-		c.nodes[1].strong("k", storage.Strong{Revision: 7, Stamp: at(7), Deleted: true})
-		s := c.session()
-		s.reads(1, "k", "")
-		b := c.nodes[1].engine.NewBatch()
-		b.DeleteStrong(kv.PartitionID(3).Group(), []byte("k"))
-		require.NoError(t, c.nodes[1].engine.ApplySync(b))
-		b.Close()
-		s.reads(1, "k", "")
-		s.fails(2, "k")
-	})
-}
-
 // A repair has told a replica that the session's version is gone; the state that it was taken into has yet to come.
 func TestSessionDoesNotTakeAContextForTheStateThatIsMissing(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, c *cluster) {
