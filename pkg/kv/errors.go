@@ -53,16 +53,15 @@ type Error struct {
 	cause error
 }
 
-// Errorf returns an Error of the code whose outcome is OutcomeNotApplied. Retryable follows from the code; an error
-// operand wrapped with %w stays reachable by errors.Is and errors.As.
+// Errorf returns an Error of the code whose outcome is OutcomeNotApplied. Retryable follows from the code; error
+// operands wrapped with %w stay reachable by errors.Is and errors.As.
 func Errorf(code Code, format string, args ...any) *Error {
 	wrapped := fmt.Errorf(format, args...)
-	return &Error{
-		Code:      code,
-		Detail:    wrapped.Error(),
-		Retryable: code.retryable(),
-		cause:     errors.Unwrap(wrapped),
+	e := &Error{Code: code, Detail: wrapped.Error(), Retryable: code.retryable(), cause: errors.Unwrap(wrapped)}
+	if _, several := wrapped.(interface{ Unwrap() []error }); several {
+		e.cause = wrapped // errors.Unwrap knows only of errors that wrap one
 	}
+	return e
 }
 
 // retryable reports whether the same request may succeed later without being changed.

@@ -168,6 +168,15 @@ func TestErrorsKeepTheirCause(t *testing.T) {
 	require.True(t, AsError(wrapped).Retryable)
 }
 
+func TestErrorsKeepEachOfSeveralCauses(t *testing.T) {
+	first, second := errors.New("first"), errors.New("second")
+	err := error(Errorf(CodeNotReady, "%w: %w", first, fmt.Errorf("around: %w", second)))
+	require.ErrorIs(t, err, first)
+	require.ErrorIs(t, err, second)
+	require.EqualError(t, err, "NOT_READY: first: around: second")
+	require.Nil(t, errors.Unwrap(Errorf(CodeNotReady, "no cause: %d", 1)))
+}
+
 func TestRetryableFollowsFromTheCode(t *testing.T) {
 	for code, want := range map[Code]bool{
 		CodeOverloaded: true, CodeNoLeader: true, CodeQuorumUnavailable: true, CodeNotReady: true, CodeDeadlineExceeded: true,

@@ -86,7 +86,7 @@ func TestConfigThatMakesNoSenseSaysWhatToDo(t *testing.T) {
 }
 
 func TestForwardingNeverCallsAnUnknownWriteFailed(t *testing.T) {
-	put, get := &kv.Request{Op: kv.OpPut}, &kv.Request{Op: kv.OpGet}
+	put, get, list := &kv.Request{Op: kv.OpPut}, &kv.Request{Op: kv.OpGet}, &kv.Request{Op: kv.OpList}
 	broken := kv.Errorf(kv.CodeQuorumUnavailable, "%w", transport.ErrLinkBroken).WithOutcome(kv.OutcomeUnknown)
 	notSent := kv.Errorf(kv.CodeQuorumUnavailable, "%w", transport.ErrNotSent)
 	for _, c := range []struct {
@@ -100,6 +100,7 @@ func TestForwardingNeverCallsAnUnknownWriteFailed(t *testing.T) {
 		{context.DeadlineExceeded, put, kv.OutcomeUnknown},
 		{notSent, put, kv.OutcomeNotApplied},
 		{broken, get, kv.OutcomeNotApplied},
+		{broken, list, kv.OutcomeNotApplied},
 		{errors.New("never heard of"), get, kv.OutcomeNotApplied},
 	} {
 		require.Equal(t, c.want, kv.AsError(forwardError(c.err, c.r, "n2")).Outcome, "%v of %v", c.err, c.r.Op)

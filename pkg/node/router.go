@@ -251,7 +251,7 @@ func (n *Node) forward(ctx context.Context, to kv.NodeID, r *kv.Request) (kv.Res
 func forwardError(err error, r *kv.Request, to string) error {
 	if _, ok := errors.AsType[*kv.Error](err); ok {
 		e := *kv.AsError(err)
-		if r.Op == kv.OpGet {
+		if r.Op == kv.OpGet || r.Op == kv.OpList {
 			e.Outcome = kv.OutcomeNotApplied
 		}
 		return &e
