@@ -209,13 +209,14 @@ func (s *Store) Peek(r ReadRequest) (ReadReply, error) {
 		return ReadReply{Need: max(at.pruned.Load(), s.deps.Applied(r.Partition.Group()))}, s.unfit(r.Partition)
 	}
 	e, v, err := s.open(r.Partition, r.Key)
+	if err != nil {
+		s.close(e) // what was not read must not become what others find here
+		return ReadReply{}, err
+	}
 	e.stripe.mu.Lock()
 	v.set = e.load(v.set)
 	e.leave()
 	e.stripe.mu.Unlock()
-	if err != nil {
-		return ReadReply{}, err
-	}
 	reply := ReadReply{Set: v.surviving(v.set, s.deps.KeepsSiblings(r.Key))}
 	reply.Need = max(v.strong.Revision, reply.Set.Pruned)
 	return reply, s.unfit(r.Partition)

@@ -184,3 +184,18 @@ func TestWhatTheStateCoversIsNotUnsettledAndGoes(t *testing.T) {
 		require.EqualValues(t, 7, need, "nor may the reader of the partition miss it")
 	})
 }
+
+// Others would merge with it, and write over versions that are there.
+func TestAPeekThatCannotReadAKeyDoesNotMakeItEmptyForOthers(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, c *cluster) {
+		n := c.nodes[1]
+		accepted(t, n, arriving("k", 2, time.Now().UnixMilli(), "v"))
+		require.NoError(t, n.engine.LoseSiblings(3, true, false, []byte("k")))
+		other, known := n.store.pending.enter(3, []byte("k"))
+		defer n.store.close(other)
+		require.False(t, known)
+		_, err := n.store.Peek(ReadRequest{Partition: 3, Epoch: 1, Key: []byte("k"), Peek: true})
+		require.ErrorIs(t, err, storage.ErrCorruption)
+		require.False(t, other.loaded)
+	})
+}
