@@ -246,7 +246,7 @@ func TestOperationsAreCounted(t *testing.T) {
 		"strong,inquire,ok": 1, "strong,inquire,not_found": 1,
 		"eventual,put,refused": 1, "default,put,refused": 1, "local,delete,unknown": 1, "local,delete,error": 1, "local,delete,refused": 1,
 	}
-	for _, level := range []string{"default", "strong", "eventual", "local", "causal"} {
+	for _, level := range []string{"default", "strong", "eventual", "local", "causal", "bounded"} {
 		for _, op := range []string{"get", "put", "delete", "inquire", "batch", "list"} {
 			for _, result := range resultNames {
 				counted += fmt.Sprintf("kvstore_operations_total{consistency_level=%q,operation=%q,result=%q} %d\n",

@@ -16,7 +16,7 @@ type batchParams struct {
 
 // parseBatch reads the whole request. The parameters are returned with an error too, as far as they were read.
 func (x *exchange) parseBatch() (items []kv.Request, id kv.OpID, p batchParams, _ *kv.Error) {
-	values, err := queryValues(x.r.URL.RawQuery, "consistency", "atomic", "timeout")
+	values, err := queryValues(x.r.URL.RawQuery, "consistency", "atomic", "timeout", "max-staleness")
 	if err != nil {
 		return nil, id, p, err
 	}
@@ -28,6 +28,14 @@ func (x *exchange) parseBatch() (items []kv.Request, id kv.OpID, p batchParams, 
 	if timeout, given := values["timeout"]; given {
 		if err := parseTimeout(&x.h.cfg, &p.params, timeout); err != nil {
 			return nil, id, p, err
+		}
+	}
+	if staleness, given := values["max-staleness"]; given {
+		if p.staleness, err = parseStaleness(staleness); err != nil {
+			return nil, id, p, err
+		}
+		if p.level != kv.LevelBounded {
+			return nil, id, p, kv.Errorf(kv.CodeBadRequest, "max-staleness goes with consistency=bounded")
 		}
 	}
 	switch atomic, given := values["atomic"]; {
@@ -52,7 +60,7 @@ func (x *exchange) parseBatch() (items []kv.Request, id kv.OpID, p batchParams, 
 		items, err = decodeBatch(body)
 	}
 	for i := range items {
-		items[i].Level = p.level
+		items[i].Level, items[i].MaxStaleness = p.level, p.staleness
 	}
 	return items, p.id, p, err
 }

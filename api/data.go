@@ -67,7 +67,7 @@ func (x *exchange) parseData(op kv.Op, rest string, encoded bool) (*kv.Request, 
 	}
 	req := &kv.Request{
 		Op: op, Level: p.level, Quorum: p.quorum, Condition: p.condition, Siblings: p.siblings, Sloppy: p.sloppy, Key: key, Context: p.context,
-		ID: p.id, TTL: p.ttl, Fallback: p.fallback, Session: p.session,
+		ID: p.id, TTL: p.ttl, Fallback: p.fallback, Session: p.session, MaxStaleness: p.staleness,
 	}
 	if p.level != kv.LevelUnset {
 		if err := req.Validate(x.h.cfg.Limits); err != nil {
@@ -220,7 +220,7 @@ func appendValue(dst, key []byte, resp *kv.Response) []byte {
 		dst = append(dst, `,"siblings":`...)
 		dst = strconv.AppendInt(dst, int64(resp.Concurrent), 10)
 	}
-	return append(dst, "}\n"...)
+	return append(appendStaleness(dst, resp), "}\n"...)
 }
 
 // appendSiblings appends the JSON answer of a read that found concurrent versions.
@@ -230,7 +230,15 @@ func (x *exchange) appendSiblings(dst, key []byte, resp *kv.Response) []byte {
 	dst = append(dst, `,"context":`...)
 	dst = appendContext(dst, resp.Context)
 	dst = appendSession(dst, resp.Session)
-	return append(dst, "}\n"...)
+	return append(appendStaleness(dst, resp), "}\n"...)
+}
+
+// appendStaleness appends how stale an answer of level bounded is at most.
+func appendStaleness(dst []byte, resp *kv.Response) []byte {
+	if resp.Level != kv.LevelBounded {
+		return dst
+	}
+	return strconv.AppendInt(append(dst, `,"staleness_bound_ms":`...), resp.StalenessMillis(), 10)
 }
 
 // appendSession appends the token for the session's next operation, where there is one.
@@ -278,7 +286,7 @@ func appendTimestamp(dst []byte, resp *kv.Response) []byte {
 // setDataHeaders sets the headers of every data answer. The values share one backing array.
 func (x *exchange) setDataHeaders(resp *kv.Response, tag string) {
 	h := x.w.Header()
-	values := make([]string, 0, 7)
+	values := make([]string, 0, 8)
 	set := func(name, value string) {
 		if value == "" {
 			return
@@ -296,7 +304,13 @@ func (x *exchange) setDataHeaders(resp *kv.Response, tag string) {
 		set("Caprock-Coordinator", backend.NodeName(resp.Coordinator))
 	}
 	set("Caprock-Replicas", replicaNames(backend, resp.Replicas))
+	if resp.Level == kv.LevelBounded {
+		set(headerStaleness, strconv.FormatInt(resp.StalenessMillis(), 10))
+	}
 }
+
+// headerStaleness says how many milliseconds an answer of level bounded is stale at most.
+const headerStaleness = "Caprock-Staleness-Bound-Ms"
 
 // setReadHeaders sets what JSON says in its body, so that a raw answer and a HEAD say it too.
 func (x *exchange) setReadHeaders(resp *kv.Response) {

@@ -270,7 +270,7 @@ func (g *GRPC) fillResult(out *kvwire.Result, kind kv.Op, r *kv.Response) {
 	*out = kvwire.Result{
 		ID: out.ID, Replicas: out.Replicas[:0],
 		Found: r.Found, Settled: r.Settled, HasOutcome: kind.IsWrite(), Outcome: r.Outcome, Level: r.Level, Acks: r.Acks, Hinted: r.Hinted,
-		Concurrent: r.Concurrent, Version: r.Version, Value: r.Value, Context: r.Context, Session: r.Session,
+		Concurrent: r.Concurrent, Version: r.Version, Value: r.Value, Context: r.Context, Session: r.Session, StalenessMillis: r.StalenessMillis(),
 		Coordinator: g.deps.Backend.NodeName(r.Coordinator),
 	}
 	if !r.Timestamp.IsZero() {

@@ -51,7 +51,7 @@ func statusOf(e *kv.Error) error {
 			Code: string(e.Code), Detail: e.Detail, Outcome: kvpb.Outcome(e.Outcome) + kvpb.Outcome_OUTCOME_NOT_APPLIED, Retryable: e.Retryable,
 			Required: uint32(e.Required), Alive: uint32(e.Alive), Acked: uint32(e.Acked), CurrentVersion: e.CurrentVersion,
 			Leader: e.Leader, RetryAfterMs: uint32(e.RetryAfter.Milliseconds()),
-			LagMs: uint32(min(e.Lag.Milliseconds(), 1<<31)),
+			LagMs: uint32(min(e.Lag.Milliseconds(), 1<<31)), StalenessMs: uint32(min(e.Staleness.Milliseconds(), 1<<31)),
 		},
 	}
 	if e.RetryAfter > 0 {

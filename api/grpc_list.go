@@ -12,7 +12,7 @@ import (
 // List implements the unary listing.
 func (g *GRPC) List(ctx context.Context, in *kvpb.ListRequest) (*kvpb.ListResponse, error) {
 	var op kvwire.Operation
-	failure := g.decode(&kvpb.Operation{Op: kvpb.Op_OP_GET, Level: in.GetLevel(), TimeoutMs: in.GetTimeoutMs()}, &op)
+	failure := g.decode(&kvpb.Operation{Op: kvpb.Op_OP_GET, Level: in.GetLevel(), TimeoutMs: in.GetTimeoutMs(), MaxStalenessMs: in.GetMaxStalenessMs()}, &op)
 	if failure == nil && len(in.ProtoReflect().GetUnknown()) > 0 {
 		failure = kv.Errorf(kv.CodeBadRequest, "a field of the listing is not known to this node")
 	}
@@ -26,12 +26,12 @@ func (g *GRPC) List(ctx context.Context, in *kvpb.ListRequest) (*kvpb.ListRespon
 	}
 	ctx, cancel := context.WithTimeout(ctx, op.Timeout)
 	defer cancel()
-	resp, failure := g.exec.execute(ctx, &kv.Request{Op: kv.OpList, Level: op.Request.Level, List: query})
+	resp, failure := g.exec.execute(ctx, &kv.Request{Op: kv.OpList, Level: op.Request.Level, MaxStaleness: op.Request.MaxStaleness, List: query})
 	if failure != nil {
 		g.note(failure)
 		return nil, statusOf(failure)
 	}
-	out := &kvpb.ListResponse{More: resp.More, Items: make([]*kvpb.ListItem, len(resp.Listed))}
+	out := &kvpb.ListResponse{More: resp.More, StalenessBoundMs: uint32(min(resp.StalenessMillis(), 1<<31)), Items: make([]*kvpb.ListItem, len(resp.Listed))}
 	for i := range resp.Listed {
 		item := &resp.Listed[i]
 		item.Value = lastWritten(item)

@@ -17,7 +17,8 @@ var listGuarantees = map[kv.Level]string{
 	kv.LevelStrong: "each partition is linearizable; all of them together are no snapshot",
 	kv.LevelEventual: "each key is merged from r replicas of its partition, so that it shows every write whose w and r overlap; " +
 		"all of them together are no snapshot",
-	kv.LevelLocal: "each partition is as one of its replicas holds it, however old; all of them together are no snapshot",
+	kv.LevelBounded: "each partition is as a replica holds it that was proven no staler than max-staleness; all of them together are no snapshot",
+	kv.LevelLocal:   "each partition is as one of its replicas holds it, however old; all of them together are no snapshot",
 }
 
 // list serves GET /kv?prefix=.
@@ -65,7 +66,7 @@ func (x *exchange) list() {
 	dst = appendText(dst, resp.Level.String())
 	dst = append(dst, `,"guarantee":`...)
 	dst = appendText(dst, listGuarantees[resp.Level])
-	x.body = append(dst, "}\n"...)
+	x.body = append(appendStaleness(dst, &resp), "}\n"...)
 	x.send(http.StatusOK, contentJSON)
 }
 
@@ -112,13 +113,16 @@ func (x *exchange) listHeaders(resp *kv.Response) {
 		h["Caprock-Coordinator"] = []string{x.h.deps.Backend.NodeName(resp.Coordinator)}
 	}
 	h["Caprock-Replicas"] = []string{replicaNames(x.h.deps.Backend, resp.Replicas)}
+	if resp.Level == kv.LevelBounded {
+		h[headerStaleness] = []string{strconv.FormatInt(resp.StalenessMillis(), 10)}
+	}
 }
 
 // parseList reads the request. The request is returned with an error too, as far as it was read.
 func (x *exchange) parseList() (*kv.Request, time.Duration, *kv.Error) {
 	var p params
 	req := &kv.Request{Op: kv.OpList, List: &kv.ListQuery{Limit: kv.ListItemsDefault}}
-	values, err := queryValues(x.r.URL.RawQuery, "prefix", "limit", "page_token", "keys-only", "consistency", "timeout")
+	values, err := queryValues(x.r.URL.RawQuery, "prefix", "limit", "page_token", "keys-only", "consistency", "timeout", "max-staleness")
 	if err != nil {
 		return req, 0, err
 	}
@@ -132,6 +136,11 @@ func (x *exchange) parseList() (*kv.Request, time.Duration, *kv.Error) {
 	}
 	if timeout, given := values["timeout"]; given {
 		if err := parseTimeout(&x.h.cfg, &p, timeout); err != nil {
+			return req, 0, err
+		}
+	}
+	if staleness, given := values["max-staleness"]; given {
+		if req.MaxStaleness, err = parseStaleness(staleness); err != nil {
 			return req, 0, err
 		}
 	}

@@ -29,7 +29,7 @@ const (
 	metricOperations = "kvstore_operations_total"
 	metricDuration   = "kvstore_operation_duration_seconds"
 
-	levelCount = int(kv.LevelCausal) + 1
+	levelCount = int(kv.LevelLast) + 1
 	opCount    = int(kv.OpList) + 1
 )
 

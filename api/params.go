@@ -21,9 +21,10 @@ type params struct {
 	id        kv.OpID       // of the header Idempotency-Key
 	ttl       time.Duration // 0: for ever
 	sloppy    bool
-	fallback  kv.Level // LevelUnset: none
-	session   []byte   // nil: not given
-	seen      uint32   // a bit for each entry of dataParams that was given
+	fallback  kv.Level      // LevelUnset: none
+	session   []byte        // nil: not given
+	staleness time.Duration // 0: not given
+	seen      uint32        // a bit for each entry of dataParams that was given
 }
 
 // dataParam is one documented parameter of the data routes.
@@ -52,6 +53,10 @@ func dataParamTable() []dataParam {
 		{"sloppy", false, true, parseSloppy},
 		{"fallback", true, true, parseFallback},
 		{"session", true, true, func(_ *Config, p *params, v string) *kv.Error { return parseSession(v, &p.session) }},
+		{"max-staleness", true, true, func(_ *Config, p *params, v string) (err *kv.Error) {
+			p.staleness, err = parseStaleness(v)
+			return err
+		}},
 		{"explain", true, true, unsupportedParam("explain")},
 	}
 }
@@ -195,6 +200,22 @@ func parseTTL(value string) (time.Duration, *kv.Error) {
 		return 0, kv.Errorf(kv.CodeBadRequest, "ttl=%q is neither a duration such as 90s or 24h nor a number of seconds", value)
 	case d < time.Millisecond || d > kv.TTLMax:
 		return 0, kv.Errorf(kv.CodeBadRequest, "ttl=%s is out of range: it is at least 1ms and at most %d hours", value, int(kv.TTLMax.Hours()))
+	}
+	return d.Truncate(time.Millisecond), nil
+}
+
+// parseStaleness reads how stale an answer may be: a duration, or a number of seconds. Parts of a millisecond are cut off.
+func parseStaleness(value string) (time.Duration, *kv.Error) {
+	d, err := time.ParseDuration(value)
+	if seconds, bad := strconv.ParseInt(value, 10, 64); bad == nil {
+		d, err = time.Duration(max(min(seconds, int64(kv.MaxStalenessMax/time.Second)+1), -1))*time.Second, nil
+	}
+	switch {
+	case err != nil:
+		return 0, kv.Errorf(kv.CodeBadRequest, "max-staleness=%q is neither a duration such as 500ms or 10s nor a number of seconds", value)
+	case d < kv.MaxStalenessMin || d > kv.MaxStalenessMax:
+		return 0, kv.Errorf(kv.CodeBadRequest, "max-staleness=%s is out of range: it is %s to %s; an answer that is not stale at all is level strong's",
+			value, kv.MaxStalenessMin, kv.MaxStalenessMax)
 	}
 	return d.Truncate(time.Millisecond), nil
 }

@@ -84,6 +84,10 @@ func appendProblemFacts(dst []byte, err *kv.Error) []byte {
 		dst = append(dst, `,"lag":`...)
 		dst = strconv.AppendFloat(dst, err.Lag.Seconds(), 'f', 3, 64)
 	}
+	if err.Staleness > 0 {
+		dst = append(dst, `,"staleness_ms":`...)
+		dst = strconv.AppendInt(dst, err.Staleness.Milliseconds(), 10)
+	}
 	if err.Leader != "" {
 		dst = append(dst, `,"leader":`...)
 		dst = appendSafeText(dst, err.Leader)

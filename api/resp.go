@@ -264,7 +264,9 @@ type respConn struct {
 	in    respReader
 	out   []byte   // replies not yet sent
 	level kv.Level // chosen by CONSISTENCY; LevelUnset leaves it to the policy
-	quit  bool
+	// staleness goes with level bounded.
+	staleness time.Duration
+	quit      bool
 }
 
 // respReplyBytes is how many bytes of replies are collected, while more commands of a pipeline are here, before they

@@ -287,23 +287,34 @@ func (c *respConn) consistency(args [][]byte) {
 	switch {
 	case len(args) == 0 && c.level == kv.LevelUnset:
 		c.out = redcon.AppendBulkString(c.out, levelDefault)
+	case len(args) == 0 && c.level == kv.LevelBounded:
+		c.out = redcon.AppendBulkString(c.out, c.level.String()+" "+c.staleness.String())
 	case len(args) == 0:
 		c.out = redcon.AppendBulkString(c.out, c.level.String())
-	case len(args) > 1:
+	case len(args) > 2 || len(args) == 2 && !strings.EqualFold(string(args[0]), kv.LevelBounded.String()):
 		c.error("wrong number of arguments for 'consistency' command")
 	case strings.EqualFold(string(args[0]), levelDefault):
-		c.level = kv.LevelUnset
+		c.level, c.staleness = kv.LevelUnset, 0
 		c.ok()
 	default:
 		level, err := kv.ParseLevel(strings.ToLower(string(args[0])))
-		if level == kv.LevelCausal {
+		var staleness time.Duration
+		switch {
+		case level == kv.LevelCausal:
 			err = kv.Errorf(kv.CodeBadRequest, "this protocol has no sessions, which level causal needs")
+		case level == kv.LevelBounded && len(args) == 1:
+			staleness = kv.MaxStalenessDefault
+		case level == kv.LevelBounded:
+			var bad *kv.Error
+			if staleness, bad = parseStaleness(string(args[1])); bad != nil {
+				err = bad
+			}
 		}
 		if err != nil {
 			c.failure(kv.AsError(err))
 			return
 		}
-		c.level = level
+		c.level, c.staleness = level, staleness
 		c.ok()
 	}
 }

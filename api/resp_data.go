@@ -24,7 +24,7 @@ func (c *respConn) read(ctx context.Context, key []byte) (kv.Response, *kv.Error
 }
 
 func (c *respConn) reads(key []byte) kv.Request {
-	return kv.Request{Op: kv.OpGet, Level: c.level, Siblings: kv.SiblingsResolve, Key: key}
+	return kv.Request{Op: kv.OpGet, Level: c.level, MaxStaleness: c.staleness, Siblings: kv.SiblingsResolve, Key: key}
 }
 
 func (c *respConn) get(args [][]byte) {

@@ -74,7 +74,7 @@ func (c *respConn) scan(args [][]byte) {
 		ctx, cancel := c.deadline()
 		defer cancel()
 		var err *kv.Error
-		if page, err = c.s.exec.execute(ctx, &kv.Request{Op: kv.OpList, Level: c.level, List: list}); err != nil {
+		if page, err = c.s.exec.execute(ctx, &kv.Request{Op: kv.OpList, Level: c.level, MaxStaleness: c.staleness, List: list}); err != nil {
 			c.failure(err)
 			return
 		}

@@ -156,7 +156,7 @@ func TestRedisCommands(t *testing.T) {
 		{"CONSISTENCY", `"eventual"`},
 		{"SET a 1", "+OK"},
 		{"CONSISTENCY EVENTUAL x", "-ERR wrong number of arguments for 'consistency' command"},
-		{"CONSISTENCY sometimes", `-UNKNOWN_CONSISTENCY unknown consistency level "sometimes"; the levels are strong, eventual, local, causal`},
+		{"CONSISTENCY sometimes", `-UNKNOWN_CONSISTENCY unknown consistency level "sometimes"; the levels are strong, eventual, local, causal, bounded`},
 		{"CONSISTENCY Default", "+OK"},
 		{"CONSISTENCY", `"default"`},
 		{"CONFIG GET save", `["save" ""]`},

@@ -127,16 +127,16 @@ func (c *Coordinator) Run(ctx context.Context) error {
 func (c *Coordinator) Do(ctx context.Context, call Call) (kv.Response, error) {
 	res, err := c.do(ctx, &call)
 	if err != nil {
-		return kv.Response{}, c.failure(call.Request.Op, err)
+		return kv.Response{}, c.failure(call.Request, err)
 	}
 	return res, nil
 }
 
-// failure is what a request ends with that failed, which it counts.
-func (c *Coordinator) failure(op kv.Op, err error) *kv.Error {
+// failure is what a request ends with that failed, which it counts. One of level bounded may be answered by another replica yet.
+func (c *Coordinator) failure(r *kv.Request, err error) *kv.Error {
 	e := kv.AsError(err)
-	if e.Code == kv.CodeQuorumUnavailable || e.Code == kv.CodeDeadlineExceeded {
-		c.metrics.failures[op].Inc()
+	if r.Level != kv.LevelBounded && (e.Code == kv.CodeQuorumUnavailable || e.Code == kv.CodeDeadlineExceeded) {
+		c.metrics.failures[r.Op].Inc()
 	}
 	return e
 }

@@ -72,7 +72,7 @@ type each struct {
 // answer fills in what became of the request.
 func (e *each) answer(i int, res kv.Response, err error) {
 	if err != nil {
-		e.out[i].Err = e.c.failure(e.calls[i].Request.Op, err)
+		e.out[i].Err = e.c.failure(e.calls[i].Request, err)
 		return
 	}
 	e.out[i].Response = res

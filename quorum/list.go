@@ -53,6 +53,9 @@ func (c *Coordinator) list(ctx context.Context, call *Call) (kv.Response, error)
 			}
 		}
 		page, more := mergeScans(parts, ask.Limit)
+		if call.Request.Level == kv.LevelBounded && slices.ContainsFunc(page, func(row scanned) bool { return row.lags(row.set) }) {
+			return kv.Response{}, kv.Errorf(kv.CodeQuorumUnavailable, "%w", errLags)
+		}
 		items, err := listItems(page, call.ResolverOf, q.KeysOnly, now)
 		if err != nil {
 			return kv.Response{}, err

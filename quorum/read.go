@@ -102,7 +102,8 @@ var errLags = errors.New("the replicas that were asked have yet to apply a stron
 
 // newRead answers a read that this node can answer alone, and otherwise returns what asks the others.
 func (c *Coordinator) newRead(ctx context.Context, call *Call) (*readOp, kv.Response, error) {
-	sampled := c.reads.take() && len(call.Owners) > 1
+	// A bounded read takes this replica's answer, or a majority's with it, for a proof; more would not be one.
+	sampled := call.Request.Level != kv.LevelBounded && c.reads.take() && len(call.Owners) > 1
 	if call.Request.Level == kv.LevelLocal && !sampled {
 		call.Quorum.N = 1
 	}

@@ -87,6 +87,8 @@ const (
 	Level_LEVEL_LOCAL       Level = 3
 	// Eventual, and never older than the operation's session.
 	Level_LEVEL_CAUSAL Level = 4
+	// Reads only: any replica that was proven no staler than max_staleness_ms.
+	Level_LEVEL_BOUNDED Level = 5
 )
 
 // Enum value maps for Level.
@@ -97,6 +99,7 @@ var (
 		2: "LEVEL_EVENTUAL",
 		3: "LEVEL_LOCAL",
 		4: "LEVEL_CAUSAL",
+		5: "LEVEL_BOUNDED",
 	}
 	Level_value = map[string]int32{
 		"LEVEL_UNSPECIFIED": 0,
@@ -104,6 +107,7 @@ var (
 		"LEVEL_EVENTUAL":    2,
 		"LEVEL_LOCAL":       3,
 		"LEVEL_CAUSAL":      4,
+		"LEVEL_BOUNDED":     5,
 	}
 )
 
@@ -454,9 +458,11 @@ type Operation struct {
 	// A weaker level, eventual or local, that the answer may have when the one asked for cannot be met: see the API reference.
 	Fallback Level `protobuf:"varint,20,opt,name=fallback,proto3,enum=caprock.v1.Level" json:"fallback,omitempty"`
 	// The token of an earlier result of the session, at the levels causal and strong; the three bytes "new" begin one.
-	Session       []byte `protobuf:"bytes,21,opt,name=session,proto3" json:"session,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Session []byte `protobuf:"bytes,21,opt,name=session,proto3" json:"session,omitempty"`
+	// How stale the answer to a read at level bounded may be at most, in milliseconds; 0 means the default of 5,000. At most 3,600,000.
+	MaxStalenessMs uint32 `protobuf:"varint,22,opt,name=max_staleness_ms,json=maxStalenessMs,proto3" json:"max_staleness_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Operation) Reset() {
@@ -606,6 +612,13 @@ func (x *Operation) GetSession() []byte {
 		return x.Session
 	}
 	return nil
+}
+
+func (x *Operation) GetMaxStalenessMs() uint32 {
+	if x != nil {
+		return x.MaxStalenessMs
+	}
+	return 0
 }
 
 // OperationBatch is what a client sends on a stream: whatever it has pending.
@@ -779,13 +792,14 @@ type ListRequest struct {
 	// The last key of the page before; empty for the first page.
 	After []byte `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
 	// The most keys wanted: 1 to 1,000; 0 means 100.
-	Limit    uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
-	KeysOnly bool   `protobuf:"varint,4,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
-	// Strong, or unset where that is what the prefix's policy says.
-	Level         Level  `protobuf:"varint,5,opt,name=level,proto3,enum=caprock.v1.Level" json:"level,omitempty"`
-	TimeoutMs     uint32 `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Limit     uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	KeysOnly  bool   `protobuf:"varint,4,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
+	Level     Level  `protobuf:"varint,5,opt,name=level,proto3,enum=caprock.v1.Level" json:"level,omitempty"`
+	TimeoutMs uint32 `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// As in Operation.
+	MaxStalenessMs uint32 `protobuf:"varint,7,opt,name=max_staleness_ms,json=maxStalenessMs,proto3" json:"max_staleness_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ListRequest) Reset() {
@@ -856,6 +870,13 @@ func (x *ListRequest) GetLevel() Level {
 func (x *ListRequest) GetTimeoutMs() uint32 {
 	if x != nil {
 		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *ListRequest) GetMaxStalenessMs() uint32 {
+	if x != nil {
+		return x.MaxStalenessMs
 	}
 	return 0
 }
@@ -934,9 +955,11 @@ type ListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Items []*ListItem            `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	// More keys follow the last of these.
-	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	More bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	// As in Result, of the stalest part.
+	StalenessBoundMs uint32 `protobuf:"varint,3,opt,name=staleness_bound_ms,json=stalenessBoundMs,proto3" json:"staleness_bound_ms,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ListResponse) Reset() {
@@ -981,6 +1004,13 @@ func (x *ListResponse) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *ListResponse) GetStalenessBoundMs() uint32 {
+	if x != nil {
+		return x.StalenessBoundMs
+	}
+	return 0
 }
 
 // Sibling is one of several concurrent versions of a key.
@@ -1073,7 +1103,10 @@ type Error struct {
 	// How long to wait before trying again, in milliseconds; 0 says nothing.
 	RetryAfterMs uint32 `protobuf:"varint,10,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
 	// How far what could be read is behind the operation's session, in milliseconds; 0 says nothing.
-	LagMs         uint32 `protobuf:"varint,11,opt,name=lag_ms,json=lagMs,proto3" json:"lag_ms,omitempty"`
+	LagMs uint32 `protobuf:"varint,11,opt,name=lag_ms,json=lagMs,proto3" json:"lag_ms,omitempty"`
+	// How long ago the freshest replica that was asked was last proven fresh, in milliseconds, where a read at level bounded failed; 0 says
+	// that none was.
+	StalenessMs   uint32 `protobuf:"varint,12,opt,name=staleness_ms,json=stalenessMs,proto3" json:"staleness_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1185,6 +1218,13 @@ func (x *Error) GetLagMs() uint32 {
 	return 0
 }
 
+func (x *Error) GetStalenessMs() uint32 {
+	if x != nil {
+		return x.StalenessMs
+	}
+	return 0
+}
+
 // Result answers one operation: either error is set, or the rest tells what was read or written.
 type Result struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1217,9 +1257,11 @@ type Result struct {
 	// How many of acks are hints that other nodes keep for replicas, in a sloppy write.
 	Hinted uint32 `protobuf:"varint,16,opt,name=hinted,proto3" json:"hinted,omitempty"`
 	// The token for the session's next operation.
-	Session       []byte `protobuf:"bytes,20,opt,name=session,proto3" json:"session,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Session []byte `protobuf:"bytes,20,opt,name=session,proto3" json:"session,omitempty"`
+	// At level bounded, how stale this is at most, in milliseconds: it has all that was acknowledged that long before the replica answered.
+	StalenessBoundMs uint32 `protobuf:"varint,21,opt,name=staleness_bound_ms,json=stalenessBoundMs,proto3" json:"staleness_bound_ms,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
@@ -1369,6 +1411,13 @@ func (x *Result) GetSession() []byte {
 		return x.Session
 	}
 	return nil
+}
+
+func (x *Result) GetStalenessBoundMs() uint32 {
+	if x != nil {
+		return x.StalenessBoundMs
+	}
+	return 0
 }
 
 // ResultBatch is what a server sends on a stream: whatever has finished.
@@ -1531,7 +1580,7 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05floor\x18\x03 \x01(\x04R\x05floor\x12\x1a\n" +
-	"\brequired\x18\x04 \x01(\bR\brequired\"\x8d\x04\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\"\xb7\x04\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1e\n" +
 	"\x02op\x18\x02 \x01(\x0e2\x0e.caprock.v1.OpR\x02op\x12\x10\n" +
@@ -1551,7 +1600,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\x06ttl_ms\x18\x0e \x01(\x04R\x05ttlMs\x12\x16\n" +
 	"\x06sloppy\x18\x0f \x01(\bR\x06sloppy\x12-\n" +
 	"\bfallback\x18\x14 \x01(\x0e2\x11.caprock.v1.LevelR\bfallback\x12\x18\n" +
-	"\asession\x18\x15 \x01(\fR\asession\"G\n" +
+	"\asession\x18\x15 \x01(\fR\asession\x12(\n" +
+	"\x10max_staleness_ms\x18\x16 \x01(\rR\x0emaxStalenessMs\"G\n" +
 	"\x0eOperationBatch\x125\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x15.caprock.v1.OperationR\n" +
@@ -1565,7 +1615,7 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\"=\n" +
 	"\rBatchResponse\x12,\n" +
-	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\"\xb6\x01\n" +
+	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\"\xe0\x01\n" +
 	"\vListRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\fR\x06prefix\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\fR\x05after\x12\x14\n" +
@@ -1573,20 +1623,22 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\tkeys_only\x18\x04 \x01(\bR\bkeysOnly\x12'\n" +
 	"\x05level\x18\x05 \x01(\x0e2\x11.caprock.v1.LevelR\x05level\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x06 \x01(\rR\ttimeoutMs\"o\n" +
+	"timeout_ms\x18\x06 \x01(\rR\ttimeoutMs\x12(\n" +
+	"\x10max_staleness_ms\x18\a \x01(\rR\x0emaxStalenessMs\"o\n" +
 	"\bListItem\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12!\n" +
-	"\ftimestamp_ms\x18\x04 \x01(\x03R\vtimestampMs\"N\n" +
+	"\ftimestamp_ms\x18\x04 \x01(\x03R\vtimestampMs\"|\n" +
 	"\fListResponse\x12*\n" +
 	"\x05items\x18\x01 \x03(\v2\x14.caprock.v1.ListItemR\x05items\x12\x12\n" +
-	"\x04more\x18\x02 \x01(\bR\x04more\"p\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\x12,\n" +
+	"\x12staleness_bound_ms\x18\x03 \x01(\rR\x10stalenessBoundMs\"p\n" +
 	"\aSibling\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\fR\x05value\x12\x18\n" +
 	"\adeleted\x18\x02 \x01(\bR\adeleted\x12!\n" +
 	"\ftimestamp_ms\x18\x03 \x01(\x03R\vtimestampMs\x12\x12\n" +
-	"\x04node\x18\x04 \x01(\tR\x04node\"\xc6\x02\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\"\xe9\x02\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12-\n" +
@@ -1599,7 +1651,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\x06leader\x18\t \x01(\tR\x06leader\x12$\n" +
 	"\x0eretry_after_ms\x18\n" +
 	" \x01(\rR\fretryAfterMs\x12\x15\n" +
-	"\x06lag_ms\x18\v \x01(\rR\x05lagMs\"\x8b\x04\n" +
+	"\x06lag_ms\x18\v \x01(\rR\x05lagMs\x12!\n" +
+	"\fstaleness_ms\x18\f \x01(\rR\vstalenessMs\"\xb9\x04\n" +
 	"\x06Result\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05found\x18\x02 \x01(\bR\x05found\x12\x14\n" +
@@ -1620,7 +1673,8 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\vcoordinator\x18\x0e \x01(\tR\vcoordinator\x12'\n" +
 	"\x05error\x18\x0f \x01(\v2\x11.caprock.v1.ErrorR\x05error\x12\x16\n" +
 	"\x06hinted\x18\x10 \x01(\rR\x06hinted\x12\x18\n" +
-	"\asession\x18\x14 \x01(\fR\asession\"W\n" +
+	"\asession\x18\x14 \x01(\fR\asession\x12,\n" +
+	"\x12staleness_bound_ms\x18\x15 \x01(\rR\x10stalenessBoundMs\"W\n" +
 	"\vResultBatch\x12,\n" +
 	"\aresults\x18\x01 \x03(\v2\x12.caprock.v1.ResultR\aresults\x12\x1a\n" +
 	"\bdraining\x18\x02 \x01(\bR\bdraining\"#\n" +
@@ -1634,13 +1688,14 @@ const file_caprock_v1_kv_proto_rawDesc = "" +
 	"\x06OP_GET\x10\x01\x12\n" +
 	"\n" +
 	"\x06OP_PUT\x10\x02\x12\r\n" +
-	"\tOP_DELETE\x10\x03*g\n" +
+	"\tOP_DELETE\x10\x03*z\n" +
 	"\x05Level\x12\x15\n" +
 	"\x11LEVEL_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fLEVEL_STRONG\x10\x01\x12\x12\n" +
 	"\x0eLEVEL_EVENTUAL\x10\x02\x12\x0f\n" +
 	"\vLEVEL_LOCAL\x10\x03\x12\x10\n" +
-	"\fLEVEL_CAUSAL\x10\x04*e\n" +
+	"\fLEVEL_CAUSAL\x10\x04\x12\x11\n" +
+	"\rLEVEL_BOUNDED\x10\x05*e\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13OUTCOME_NOT_APPLIED\x10\x01\x12\x13\n" +

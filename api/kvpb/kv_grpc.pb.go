@@ -51,7 +51,7 @@ type KVClient interface {
 	Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[OperationBatch, ResultBatch], error)
 	// Batch runs operations on several keys, each on its own or all as one write.
 	Batch(ctx context.Context, in *BatchRequest, opts ...grpc.CallOption) (*BatchResponse, error)
-	// List lists keys by prefix, in the order of their bytes, a page at a time. Each partition's part is linearizable, all of
+	// List lists keys by prefix, in the order of their bytes, a page at a time. Each partition's part is what the level says, all of
 	// them together are no snapshot.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Status describes the cluster as the asked node sees it.
@@ -160,7 +160,7 @@ type KVServer interface {
 	Stream(grpc.BidiStreamingServer[OperationBatch, ResultBatch]) error
 	// Batch runs operations on several keys, each on its own or all as one write.
 	Batch(context.Context, *BatchRequest) (*BatchResponse, error)
-	// List lists keys by prefix, in the order of their bytes, a page at a time. Each partition's part is linearizable, all of
+	// List lists keys by prefix, in the order of their bytes, a page at a time. Each partition's part is what the level says, all of
 	// them together are no snapshot.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Status describes the cluster as the asked node sees it.

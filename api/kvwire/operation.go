@@ -28,6 +28,7 @@ const (
 	operationSloppy    = 15
 	operationFallback  = 20
 	operationSession   = 21
+	operationStaleness = 22
 
 	conditionKind    = 1
 	conditionVersion = 2
@@ -54,7 +55,7 @@ type Operation struct {
 
 // Size is about what the operation takes in a batch, never less.
 func (o *Operation) Size() int {
-	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + len(o.Request.Session) + 2*operationOverhead + 50 + o.nameSize()
+	return len(o.Request.Key) + len(o.Request.Value) + len(o.Request.Context) + len(o.Request.Session) + 2*operationOverhead + 57 + o.nameSize()
 }
 
 // AppendOperation appends the operation to an encoded OperationBatch.
@@ -99,7 +100,12 @@ func appendOperationBody(dst []byte, o *Operation) []byte {
 	dst = appendUint(dst, varintTag(operationTTL), ttl)
 	dst = appendBool(dst, varintTag(operationSloppy), r.Sloppy)
 	dst = appendRareUint(dst, operationFallback, uint64(r.Fallback))
-	return appendRareBytes(dst, operationSession, r.Session)
+	dst = appendRareBytes(dst, operationSession, r.Session)
+	staleness := r.MaxStaleness.Milliseconds()
+	if staleness == 0 && r.MaxStaleness != 0 {
+		staleness = -1 // refused rather than left out
+	}
+	return appendRareUint(dst, operationStaleness, clamp32(int(staleness)))
 }
 
 func appendName(dst []byte, id kv.OpID) []byte {
@@ -169,7 +175,7 @@ func DecodeOperation(b []byte, o *Operation) error {
 		case operationValue:
 			req.Value = r.bytes()
 		case operationLevel:
-			req.Level = kv.Level(o.small(&r, uint64(kv.LevelCausal)))
+			req.Level = kv.Level(o.small(&r, uint64(kv.LevelLast)))
 		case operationN:
 			req.Quorum.N = int(r.uint32())
 		case operationR:
@@ -195,6 +201,8 @@ func DecodeOperation(b []byte, o *Operation) error {
 			req.Fallback = kv.Level(o.small(&r, uint64(kv.LevelLocal)))
 		case operationSession:
 			req.Session = r.bytes()
+		case operationStaleness:
+			req.MaxStaleness = time.Duration(r.uint32()) * time.Millisecond
 		default:
 			o.Strange = int32(r.number)
 			r.skip()

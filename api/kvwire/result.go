@@ -29,6 +29,7 @@ const (
 	resultError       = 15
 	resultHinted      = 16
 	resultSession     = 20
+	resultStaleness   = 21
 
 	siblingValue     = 1
 	siblingDeleted   = 2
@@ -46,6 +47,7 @@ const (
 	errorLeader         = 9
 	errorRetryAfter     = 10
 	errorLag            = 11
+	errorStaleness      = 12
 )
 
 // resultOverhead is a guess of what a result takes beside value and context.
@@ -76,6 +78,7 @@ type Result struct {
 	Value           []byte
 	Context         []byte
 	Session         []byte
+	StalenessMillis int64 // rounded up
 	Siblings        []Sibling
 	Replicas        []string
 	Coordinator     string
@@ -121,7 +124,8 @@ func AppendBareResult(dst []byte, r *Result) []byte {
 		dst = appendError(dst, r.Err)
 	}
 	dst = appendRareUint(dst, resultHinted, clamp32(r.Hinted))
-	return appendRareBytes(dst, resultSession, r.Session)
+	dst = appendRareBytes(dst, resultSession, r.Session)
+	return appendRareUint(dst, resultStaleness, clamp32(int(r.StalenessMillis)))
 }
 
 func appendSibling(dst []byte, s *Sibling) []byte {
@@ -148,6 +152,7 @@ func appendError(dst []byte, e *kv.Error) []byte {
 	dst = appendBytes(dst, bytesTag(errorLeader), e.Leader)
 	dst = appendUint(dst, varintTag(errorRetryAfter), clamp32(int(e.RetryAfter.Milliseconds())))
 	dst = appendUint(dst, varintTag(errorLag), clamp32(int(e.Lag.Milliseconds())))
+	dst = appendUint(dst, varintTag(errorStaleness), clamp32(int(e.Staleness.Milliseconds())))
 	return endMessage(dst, body, guess)
 }
 
@@ -224,6 +229,8 @@ func DecodeResult(b []byte, names *Names, out *Result) error {
 			out.Siblings = append(out.Siblings, decodeSibling(&r, names))
 		case resultSession:
 			out.Session = r.bytes()
+		case resultStaleness:
+			out.StalenessMillis = int64(r.uint32())
 		case resultError:
 			out.Err = decodeError(&r, names)
 		default:
@@ -283,6 +290,8 @@ func decodeError(r *reader, names *Names) *kv.Error {
 			out.RetryAfter = time.Duration(inner.uint32()) * time.Millisecond
 		case errorLag:
 			out.Lag = time.Duration(inner.uint32()) * time.Millisecond
+		case errorStaleness:
+			out.Staleness = time.Duration(inner.uint32()) * time.Millisecond
 		default:
 			inner.skip()
 		}

@@ -23,6 +23,7 @@ type batchCommand struct {
 	connection
 	output outputFormat
 	level  string
+	stale  time.Duration
 	atomic bool
 	sloppy bool
 	id     string
@@ -69,7 +70,8 @@ none, which takes puts and deletes of keys in one partition; keys with the same 
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.BoolVar(&b.atomic, "atomic", false, "all or none, at level strong")
-	fs.StringVarP(&b.level, "consistency", "c", "", "`level`: strong, eventual or local (default what each key's policy says)")
+	fs.StringVarP(&b.level, "consistency", "c", "", "`level`: strong, eventual, local or, for reads, bounded (default what each key's policy says)")
+	fs.DurationVar(&b.stale, "max-staleness", 0, "bounded: how stale the answers may be at most (default 5s)")
 	fs.BoolVar(&b.sloppy, "sloppy", false, "eventual writes: hints that other nodes keep for replicas count as acknowledgements")
 	fs.StringVar(&b.id, "idempotency-key", "", "atomic: a `name` under which the batch can be repeated without being applied twice")
 	b.output.addFlag(fs, formatTable)
@@ -85,6 +87,13 @@ func (b *batchCommand) run(ctx context.Context, a *app, file string) error {
 			return usageError{err}
 		}
 		options = append(options, client.AtLevel(level))
+	}
+	if b.stale != 0 {
+		option, err := staleness(b.level, b.stale)
+		if err != nil {
+			return err
+		}
+		options = append(options, option)
 	}
 	if b.id != "" {
 		if !b.atomic {

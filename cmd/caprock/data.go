@@ -25,6 +25,7 @@ type operation struct {
 	output  outputFormat
 	level   string
 	weaker  string
+	stale   time.Duration
 	session sessionFlag
 	n, r, w int
 	version uint64
@@ -37,7 +38,7 @@ type operation struct {
 func (o *operation) addFlags(a *app, fs *pflag.FlagSet, write bool) {
 	fs.SortFlags = false
 	o.flags = fs
-	fs.StringVarP(&o.level, "consistency", "c", "", "`level`: strong, eventual, local or causal (default what the key's policy says)")
+	fs.StringVarP(&o.level, "consistency", "c", "", levelUsage(write))
 	fs.StringVar(&o.weaker, "fallback", "", "weaker `level`, eventual or local, to answer at when the asked one cannot be met")
 	fs.StringVar(&o.session.value, "session", "", "causal, strong: `token` of the session, new, or a file that holds the token and gets the next one")
 	fs.IntVar(&o.n, "n", 0, "eventual: how many of the key's replicas take part")
@@ -50,9 +51,28 @@ func (o *operation) addFlags(a *app, fs *pflag.FlagSet, write bool) {
 		o.output.addFlag(fs, formatTable)
 	} else {
 		fs.IntVar(&o.r, "r", 0, "eventual: how many replicas answer")
+		fs.DurationVar(&o.stale, "max-staleness", kv.MaxStalenessDefault, stalenessUsage)
 		o.output.addFlag(fs, formatRaw)
 	}
 	o.connection.addFlags(a, fs)
+}
+
+// levelUsage says what levels there are.
+func levelUsage(write bool) string {
+	if write {
+		return "`level`: strong, eventual, local or causal (default what the key's policy says)"
+	}
+	return "`level`: strong, eventual, local, causal or bounded (default what the key's policy says)"
+}
+
+const stalenessUsage = "bounded: how stale the answer may be at most; without a level it asks for bounded"
+
+// staleness is the option of the flag --max-staleness at the level.
+func staleness(level string, d time.Duration) (client.Option, error) {
+	if level != "" && level != kv.LevelBounded.String() {
+		return nil, usageError{fmt.Errorf("--max-staleness goes with level bounded, not with %s", level)}
+	}
+	return client.Bounded(d), nil
 }
 
 // options translates the flags that were given. What a level cannot honour is refused by the cluster, not here.
@@ -64,6 +84,13 @@ func (o *operation) options() ([]client.Option, error) {
 			return nil, usageError{err}
 		}
 		options = append(options, client.AtLevel(level))
+	}
+	if o.flags.Changed("max-staleness") {
+		option, err := staleness(o.level, o.stale)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, option)
 	}
 	if o.flags.Changed("fallback") {
 		level, err := kv.ParseLevel(o.weaker)
@@ -117,6 +144,7 @@ type document struct {
 	Consistency string            `json:"consistency"`
 	Found       *bool             `json:"found,omitempty"`
 	Settled     *bool             `json:"settled,omitempty"`
+	Staleness   *int64            `json:"staleness_bound_ms,omitempty"`
 	Acks        int               `json:"acks,omitempty"`
 	Hinted      int               `json:"hinted,omitempty"`
 	Outcome     string            `json:"outcome,omitempty"`
@@ -162,6 +190,10 @@ func (d *document) read(r client.Result) {
 		d.Value = &value
 	}
 	d.Found, d.Settled = &r.Found, &r.Settled
+	if r.Level == kv.LevelBounded {
+		millis := r.Staleness.Milliseconds()
+		d.Staleness = &millis
+	}
 }
 
 func (d *document) written(r client.Result) {
@@ -189,7 +221,8 @@ func newGetCommand(a *app) *cobra.Command {
 		Use:   "get KEY",
 		Short: "Print the value of a key",
 		Example: `  caprock get greeting
-  caprock get greeting -c eventual --r 2 -o json`,
+  caprock get greeting -c eventual --r 2 -o json
+  caprock get greeting --max-staleness 500ms -o json`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return o.get(cmd.Context(), a, args[0]) },
 	}
@@ -247,8 +280,12 @@ func printReadTable(a *app, d document) {
 		a.printTable(table.Row{"key", "value", "deleted", "timestamp", "node"}, rows)
 		return
 	}
+	level := d.Consistency
+	if d.Staleness != nil {
+		level += fmt.Sprintf(" (%d ms)", *d.Staleness)
+	}
 	a.printTable(table.Row{"key", "value", "version", "consistency", "settled", "timestamp"},
-		[]table.Row{{d.Key, *d.Value, d.Version, d.Consistency, *d.Settled, d.Timestamp}})
+		[]table.Row{{d.Key, *d.Value, d.Version, level, *d.Settled, d.Timestamp}})
 }
 
 func newPutCommand(a *app) *cobra.Command {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -14,6 +15,8 @@ import (
 type listCommand struct {
 	connection
 	output   outputFormat
+	level    string
+	stale    time.Duration
 	limit    int
 	keysOnly bool
 }
@@ -35,8 +38,9 @@ func newListCommand(a *app) *cobra.Command {
 		Short: "List keys, in the order of their bytes",
 		Long: `List keys, in the order of their bytes.
 
-What is shown of each partition is linearizable; all of them together are no snapshot.`,
+What is shown of each partition is what the level says, linearizable at level strong; all of them together are no snapshot.`,
 		Example: `  caprock list user: --keys-only
+  caprock list user: --max-staleness 2s
   caprock list --limit 10 -o json`,
 		Args: usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -49,6 +53,8 @@ What is shown of each partition is linearizable; all of them together are no sna
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
+	fs.StringVarP(&l.level, "consistency", "c", "", "`level`: strong (the default), eventual, local or bounded")
+	fs.DurationVar(&l.stale, "max-staleness", 0, stalenessUsage+" (default 5s)")
 	fs.IntVar(&l.limit, "limit", kv.ListItemsMax, "the most keys to list; 0 lists all")
 	fs.BoolVar(&l.keysOnly, "keys-only", false, "leave the values out")
 	l.output.addFlag(fs, formatTable)
@@ -56,7 +62,26 @@ What is shown of each partition is linearizable; all of them together are no sna
 	return cmd
 }
 
+// option is the level that the flags ask for.
+func (l *listCommand) option() (client.Option, error) {
+	if l.stale != 0 {
+		return staleness(l.level, l.stale)
+	}
+	if l.level == "" {
+		return client.Strong(), nil
+	}
+	level, err := kv.ParseLevel(l.level)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return client.AtLevel(level), nil
+}
+
 func (l *listCommand) run(ctx context.Context, a *app, prefix string) error {
+	level, err := l.option()
+	if err != nil {
+		return err
+	}
 	return l.with(ctx, func(ctx context.Context, c *client.Client) error {
 		documents := []listDocument{}
 		var rows []table.Row
@@ -67,7 +92,7 @@ func (l *listCommand) run(ctx context.Context, a *app, prefix string) error {
 			if l.limit > 0 {
 				query.Limit = min(query.Limit, l.limit-len(documents))
 			}
-			page, err := c.List(ctx, query, client.Strong())
+			page, err := c.List(ctx, query, level)
 			if err != nil {
 				return err
 			}

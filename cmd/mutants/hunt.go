@@ -90,6 +90,11 @@ var hunters = map[mutant.Name][]string{
 	mutant.PromiseForgotten:        {"quorum:TestPromiseOfAPeekOutlivesAPowerCut"},
 	mutant.UnsettledForgotten:      {"quorum:TestReplicaDoesNotKnowWhatIsUnsettledAfterARestartUntilItHasLooked"},
 	mutant.UnsettledReturned:       {"TestWhatAStrongReadAnsweredStaysWhenItsHolderIsGone", mixed},
+	mutant.ProofDatedLate:          {"pkg/node:TestProofIsDatedFromBeforeItWasAskedFor"},
+	mutant.ProofUnclean:            {"TestBoundedReadsSeeEventualWritesAcknowledgedBeforeTheBound", mixed},
+	mutant.ProofNeverOld:           {"TestReplicaThatIsCutOffAnswersBoundedReadsUntilItsProofIsTooOld"},
+	mutant.ProofCheckedBefore:      {"pkg/node:TestReadThatWasHeldUpIsReadAgain"},
+	mutant.ProofOutlivesReplica:    {"pkg/node:TestProofOfAReplicaThatWasRebuiltIsNone"},
 	mutant.TombstoneAboveLive:      {"quorum:TestOnlyWhatNobodyNeedsIsCollected"},
 }
 

@@ -115,7 +115,8 @@ func operationOf(r *kv.Request) *kvpb.Operation {
 	op := &kvpb.Operation{
 		Op: kvpb.Op(r.Op), Key: r.Key, Value: r.Value, Level: kvpb.Level(r.Level), Context: r.Context, Siblings: kvpb.SiblingMode(r.Siblings),
 		TtlMs: uint64(r.TTL.Milliseconds()), Sloppy: r.Sloppy,
-		N: uint32(r.Quorum.N), R: uint32(r.Quorum.R), W: uint32(r.Quorum.W),
+		MaxStalenessMs: uint32(r.MaxStaleness.Milliseconds()),
+		N:              uint32(r.Quorum.N), R: uint32(r.Quorum.R), W: uint32(r.Quorum.W),
 	}
 	if r.Condition != (kv.Condition{}) {
 		op.Condition = &kvpb.Condition{Kind: kvpb.ConditionKind(r.Condition.Kind), Version: r.Condition.Version}
@@ -130,6 +131,7 @@ func (c *Client) batchResults(asked *kvpb.BatchRequest, in *kvpb.BatchResponse) 
 			Value: r.GetValue(), Found: r.GetFound(), Settled: r.GetSettled(), Level: kv.Level(r.GetLevel()), Outcome: outcomeOf(r.GetOutcome()),
 			Acks: int(r.GetAcks()), Hinted: int(r.GetHinted()), Version: r.GetVersion(), Context: r.GetContext(), Timestamp: timeOf(r.GetTimestampMs()),
 			Concurrent: int(r.GetConcurrent()), Coordinator: r.GetCoordinator(), Replicas: r.GetReplicas(),
+			Staleness: time.Duration(r.GetStalenessBoundMs()) * time.Millisecond,
 		}
 		for _, s := range r.GetSiblings() {
 			out[i].Siblings = append(out[i].Siblings, Sibling{
@@ -142,6 +144,7 @@ func (c *Client) batchResults(asked *kvpb.BatchRequest, in *kvpb.BatchResponse) 
 		if e := r.GetError(); e != nil {
 			failed := kv.Errorf(kv.Code(e.GetCode()), "%s", e.GetDetail()).WithOutcome(outcomeOf(e.GetOutcome()))
 			failed.Retryable, failed.CurrentVersion, failed.Leader = e.GetRetryable(), e.GetCurrentVersion(), e.GetLeader()
+			failed.Staleness = time.Duration(e.GetStalenessMs()) * time.Millisecond
 			out[i].Err = failed
 		}
 	}

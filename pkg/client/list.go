@@ -14,10 +14,12 @@ type ListResult struct {
 	Items []kv.ListItem
 	// More says that others follow the last of Items.
 	More bool
+	// Staleness is Result.Staleness, of the stalest partition.
+	Staleness time.Duration
 }
 
 // List returns a page of the keys that begin with query.Prefix and come after query.After. What it shows of each partition is
-// linearizable; all of them together are no snapshot. A limit of 0 means kv.ListItemsDefault.
+// what the level says, linearizable at level strong; all of them together are no snapshot. A limit of 0 means kv.ListItemsDefault.
 func (c *Client) List(ctx context.Context, query kv.ListQuery, options ...Option) (ListResult, error) {
 	r := request{timeout: c.cfg.Timeout}
 	for _, option := range options {
@@ -30,6 +32,7 @@ func (c *Client) List(ctx context.Context, query kv.ListQuery, options ...Option
 	defer cancel()
 	in := &kvpb.ListRequest{
 		Prefix: query.Prefix, After: query.After, Limit: uint32(max(query.Limit, 0)), KeysOnly: query.KeysOnly, Level: kvpb.Level(r.Level),
+		MaxStalenessMs: uint32(r.MaxStaleness.Milliseconds()),
 	}
 	for attempt := 1; ; attempt++ {
 		conn := c.conns[(c.first()+attempt-1)%len(c.conns)]
@@ -72,7 +75,7 @@ func (c *Client) Keys(ctx context.Context, prefix string, options ...Option) ite
 }
 
 func listResult(in *kvpb.ListResponse) ListResult {
-	out := ListResult{More: in.GetMore(), Items: make([]kv.ListItem, len(in.GetItems()))}
+	out := ListResult{More: in.GetMore(), Staleness: time.Duration(in.GetStalenessBoundMs()) * time.Millisecond, Items: make([]kv.ListItem, len(in.GetItems()))}
 	for i, item := range in.GetItems() {
 		out.Items[i] = kv.ListItem{
 			Key: item.GetKey(), Value: item.GetValue(), Version: item.GetVersion(), Timestamp: timeOf(item.GetTimestampMs()),

@@ -40,6 +40,18 @@ func SessionToken(token []byte, causal bool) Option {
 	}
 }
 
+// Bounded asks for level bounded: any one replica that was proven no staler than d, 1 ms to 1 h. It is for reads. Result.Staleness says
+// how stale the answer is at most.
+func Bounded(d time.Duration) Option {
+	return func(r *request) {
+		if d < kv.MaxStalenessMin || d > kv.MaxStalenessMax {
+			r.refuse(kv.Errorf(kv.CodeBadRequest, "a staleness of %s is out of range: %s to %s", d, kv.MaxStalenessMin, kv.MaxStalenessMax))
+			return
+		}
+		r.Level, r.MaxStaleness = kv.LevelBounded, d.Truncate(time.Millisecond)
+	}
+}
+
 // AtLevel asks for the level; kv.LevelUnset leaves it to the policy of the key's prefix.
 func AtLevel(level kv.Level) Option { return func(r *request) { r.Level = level } }
 

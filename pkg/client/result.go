@@ -26,6 +26,9 @@ type Result struct {
 	Hinted int
 	// Version is the Raft index of the strong write, for IfVersion; 0 for a value that has only been written eventually.
 	Version uint64
+	// Staleness is how stale the answer is at most, at level bounded: it has all that was acknowledged that long before the replica
+	// answered.
+	Staleness time.Duration
 	// Context covers everything this result reflects, for the option Context of a later eventual write.
 	Context []byte
 	// Session is the token of the session after this operation; see NewSession.
@@ -58,6 +61,7 @@ func (r *Result) fill(in *kvwire.Result, replicas []string) {
 	*r = Result{
 		Found: in.Found, Settled: in.Settled, Level: in.Level, Outcome: in.Outcome, Acks: in.Acks, Hinted: in.Hinted, Version: in.Version,
 		Concurrent: in.Concurrent, Coordinator: in.Coordinator, Replicas: replicas,
+		Staleness: time.Duration(in.StalenessMillis) * time.Millisecond,
 	}
 	if n := len(in.Value); n+len(in.Context) > 0 {
 		both := make([]byte, n+len(in.Context))

@@ -58,6 +58,7 @@ func errorOf(err error, endpoint string) *kv.Error {
 		out.Retryable = e.GetRetryable()
 		out.RetryAfter = time.Duration(e.GetRetryAfterMs()) * time.Millisecond
 		out.Leader = e.GetLeader()
+		out.Staleness = time.Duration(e.GetStalenessMs()) * time.Millisecond
 		return out
 	}
 	code := kv.CodeNotReady

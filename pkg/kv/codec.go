@@ -39,6 +39,7 @@ const (
 	flagDeleted   = 1 << 0 // of a sibling
 	flagRetryable = 1 << 0 // of an error
 	flagLag       = 1 << 1 // of an error: a lag follows
+	flagStaleness = 1 << 2 // of an error: a staleness follows
 
 	flagID         = 1 << 0 // of a request with more
 	flagIDRequired = 1 << 1
@@ -71,6 +72,9 @@ func AppendRequest(dst []byte, r *Request) []byte {
 	if r.Condition.Kind != ConditionNone {
 		dst = binary.AppendUvarint(dst, r.Condition.Version)
 	}
+	if r.Level == LevelBounded {
+		dst = binary.AppendVarint(dst, int64(r.MaxStaleness))
+	}
 	dst = appendInt(dst, r.Quorum.N)
 	dst = appendInt(dst, r.Quorum.R)
 	dst = appendInt(dst, r.Quorum.W)
@@ -93,13 +97,16 @@ func DecodeRequest(b []byte) (Request, error) {
 	}
 	r := Request{
 		Op:        Op(d.enum(byte(OpList))),
-		Level:     Level(d.enum(byte(levelLast))),
+		Level:     Level(d.enum(byte(LevelLast))),
 		Condition: Condition{Kind: ConditionKind(d.enum(byte(ConditionExists)))},
 		Siblings:  SiblingMode(d.enum(byte(SiblingsError))),
 		Hops:      d.byte(),
 	}
 	if r.Condition.Kind != ConditionNone {
 		r.Condition.Version = d.uvarint()
+	}
+	if r.Level == LevelBounded {
+		r.MaxStaleness = time.Duration(d.varint())
 	}
 	r.Quorum = Quorum{N: d.int(), R: d.int(), W: d.int()}
 	r.Key = d.bytes()
@@ -126,6 +133,9 @@ func AppendResponse(dst []byte, r *Response) []byte {
 	dst = append(dst, format, flags, byte(r.Level), byte(r.Outcome))
 	if !r.Timestamp.IsZero() {
 		dst = appendTime(dst, r.Timestamp)
+	}
+	if r.Level == LevelBounded {
+		dst = binary.AppendVarint(dst, int64(r.Staleness))
 	}
 	dst = appendInt(dst, r.Acks)
 	dst = appendInt(dst, r.Concurrent)
@@ -181,11 +191,14 @@ func DecodeResponse(b []byte) (Response, error) {
 	r := Response{
 		Found:   flags&flagFound != 0,
 		Settled: flags&flagSettled != 0,
-		Level:   Level(d.enum(byte(levelLast))),
+		Level:   Level(d.enum(byte(LevelLast))),
 		Outcome: Outcome(d.enum(byte(OutcomeUnknown))),
 	}
 	if flags&flagTimestamp != 0 {
 		r.Timestamp = d.time()
+	}
+	if r.Level == LevelBounded {
+		r.Staleness = time.Duration(d.varint())
 	}
 	r.Acks = d.int()
 	r.Concurrent = d.int()
@@ -216,7 +229,7 @@ func DecodeResponse(b []byte) (Response, error) {
 
 // AppendError appends the error. The cause it wraps stays behind: its text is part of Detail.
 func AppendError(dst []byte, e *Error) []byte {
-	dst = append(dst, errorFormat, flagIf(e.Retryable, flagRetryable)|flagIf(e.Lag != 0, flagLag), byte(e.Outcome))
+	dst = append(dst, errorFormat, flagIf(e.Retryable, flagRetryable)|flagIf(e.Lag != 0, flagLag)|flagIf(e.Staleness != 0, flagStaleness), byte(e.Outcome))
 	dst = appendInt(dst, e.Required)
 	dst = appendInt(dst, e.Alive)
 	dst = appendInt(dst, e.Acked)
@@ -228,6 +241,9 @@ func AppendError(dst []byte, e *Error) []byte {
 	if e.Lag != 0 {
 		dst = binary.AppendVarint(dst, int64(e.Lag))
 	}
+	if e.Staleness != 0 {
+		dst = binary.AppendVarint(dst, int64(e.Staleness))
+	}
 	return dst
 }
 
@@ -235,7 +251,7 @@ func AppendError(dst []byte, e *Error) []byte {
 func DecodeError(b []byte) (*Error, error) {
 	d := decoder{b: b}
 	d.format(errorFormat)
-	flags := d.enum(flagRetryable | flagLag)
+	flags := d.enum(flagRetryable | flagLag | flagStaleness)
 	e := &Error{
 		Retryable:      flags&flagRetryable != 0,
 		Outcome:        Outcome(d.enum(byte(OutcomeUnknown))),
@@ -250,6 +266,11 @@ func DecodeError(b []byte) (*Error, error) {
 	}
 	if flags&flagLag != 0 {
 		if e.Lag = time.Duration(d.varint()); e.Lag == 0 {
+			d.fail()
+		}
+	}
+	if flags&flagStaleness != 0 {
+		if e.Staleness = time.Duration(d.varint()); e.Staleness == 0 {
 			d.fail()
 		}
 	}

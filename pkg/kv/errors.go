@@ -43,6 +43,8 @@ type Error struct {
 	Required, Alive, Acked int
 	// Lag is how far what could be read is behind what was asked for; zero says nothing.
 	Lag time.Duration
+	// Staleness is the age of what the replica that was asked could still prove, at level bounded; zero: it could prove nothing.
+	Staleness time.Duration
 	// CurrentVersion is the key's version, where a condition missed.
 	CurrentVersion uint64
 	// Leader is the name of the node that leads the partition, where it is known and is not the one that answered.

@@ -25,7 +25,7 @@ func (l Level) strength() int {
 	switch l {
 	case LevelStrong:
 		return 4
-	case LevelCausal:
+	case LevelCausal, LevelBounded:
 		return 3
 	case LevelEventual:
 		return 2
@@ -40,7 +40,7 @@ func (l Level) strength() int {
 func (r *Request) Weakened() *Request {
 	out := *r
 	out.Level, out.Fallback = r.Fallback, LevelUnset
-	out.Session = nil
+	out.Session, out.MaxStaleness = nil, 0
 	out.ID = OpID{} // the weaker levels remember nothing
 	if out.Level == LevelLocal {
 		out.Quorum, out.Sloppy = Quorum{}, false

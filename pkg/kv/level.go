@@ -16,12 +16,14 @@ const (
 	LevelLocal
 	// LevelCausal is eventual, and never older than what the request's session has seen.
 	LevelCausal
+	// LevelBounded reads from any one replica that was proven no staler than the request's MaxStaleness. It has no writes.
+	LevelBounded
 )
 
-// levelLast is the last of the levels.
-const levelLast = LevelCausal
+// LevelLast is the last of the levels.
+const LevelLast = LevelBounded
 
-var levelNames = [...]string{"", "strong", "eventual", "local", "causal"}
+var levelNames = [...]string{"", "strong", "eventual", "local", "causal", "bounded"}
 
 // String returns the level's name as requests spell it, and "" for LevelUnset.
 func (l Level) String() string {
@@ -32,11 +34,11 @@ func (l Level) String() string {
 }
 
 // Valid reports whether l is one of the levels that a request can ask for.
-func (l Level) Valid() bool { return l >= LevelStrong && l <= levelLast }
+func (l Level) Valid() bool { return l >= LevelStrong && l <= LevelLast }
 
 // ParseLevel reads a level's name. An unknown one is an error with code CodeUnknownConsistency; so is the empty string.
 func ParseLevel(s string) (Level, error) {
-	for l := LevelStrong; l <= levelLast; l++ {
+	for l := LevelStrong; l <= LevelLast; l++ {
 		if levelNames[l] == s {
 			return l, nil
 		}

@@ -95,6 +95,9 @@ func (p *Policy) Validate() error {
 	if p.Default == LevelCausal {
 		return Errorf(CodeBadRequest, "level causal goes with the session of a request, so that it cannot be a default")
 	}
+	if p.Default == LevelBounded {
+		return Errorf(CodeBadRequest, "level bounded only reads and goes with the max-staleness of a request, so that it cannot be a default")
+	}
 	if p.Default != LevelUnset && !p.Default.Valid() {
 		return Errorf(CodeUnknownConsistency, "unknown consistency level %d", p.Default)
 	}

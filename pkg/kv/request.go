@@ -97,6 +97,8 @@ type Request struct {
 	// Session is the token of what the request's session has seen, at level causal; nil for a session that begins. At level strong
 	// it is only added to, and nil for none.
 	Session []byte
+	// MaxStaleness is how stale an answer at level bounded may be at most; 0 means MaxStalenessDefault. It goes with no other level.
+	MaxStaleness time.Duration
 	// ID lets a strong write be repeated without being applied twice.
 	ID OpID
 	// TTL is how long the value of a put is there, in whole milliseconds; 0 means for ever, and see TTLKeep.
@@ -140,6 +142,9 @@ type Response struct {
 	Context []byte // opaque causal context covering everything this answer reflects
 	// Session is the token of what the session has seen with this answer.
 	Session []byte
+	// Staleness is how stale the answer is at most, at level bounded: it has all that was acknowledged that long before the replica
+	// answered.
+	Staleness time.Duration
 	// Timestamp is the wall-clock part of the version's hybrid clock; zero when nothing was found.
 	Timestamp time.Time
 	// Expires is when the value that a read found expires, by the cluster's hybrid clock; zero: never.

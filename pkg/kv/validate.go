@@ -42,6 +42,9 @@ func (r *Request) Validate(l Limits) error {
 	if err := r.validateSession(); err != nil {
 		return err
 	}
+	if err := r.validateBounded(); err != nil {
+		return err
+	}
 	if r.Level == LevelStrong {
 		return r.validateStrong(l)
 	}
@@ -66,6 +69,9 @@ func (r *Request) Validate(l Limits) error {
 	// A write may carry R: clients send one N, R and W with all they do. It is checked against N and asks for nothing.
 	if r.Op == OpGet && len(r.Context) > 0 {
 		return Errorf(CodeBadRequest, "a context goes with a write; it means nothing on a read")
+	}
+	if r.Level == LevelBounded && r.Quorum != (Quorum{}) {
+		return Errorf(CodeBadRequest, "level bounded asks whom it has to; n, r and w go with level eventual")
 	}
 	if r.Level == LevelLocal && r.Quorum != (Quorum{}) {
 		return Errorf(CodeBadRequest, "level local always asks one replica; n, r and w go with level eventual")

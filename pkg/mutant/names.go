@@ -67,6 +67,11 @@ const (
 	SessionWriteForgotten   Name = "session_write_forgotten"
 	SessionLaneIgnored      Name = "session_lane_ignored"
 	SessionWriteBelow       Name = "session_write_below"
+	ProofDatedLate          Name = "proof_dated_late"
+	ProofUnclean            Name = "proof_unclean"
+	ProofNeverOld           Name = "proof_never_old"
+	ProofCheckedBefore      Name = "proof_checked_before"
+	ProofOutlivesReplica    Name = "proof_outlives_replica"
 )
 
 // All returns every name, in the order in which they are run.
@@ -104,5 +109,10 @@ func All() []Name {
 		SessionWriteForgotten,
 		SessionLaneIgnored,
 		SessionWriteBelow,
+		ProofDatedLate,
+		ProofUnclean,
+		ProofNeverOld,
+		ProofCheckedBefore,
+		ProofOutlivesReplica,
 	}
 }

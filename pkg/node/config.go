@@ -117,6 +117,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("n=%d replicas on %d members: lower --n or name more --initial-members", c.Quorum.N, len(c.InitialMembers))
 	case !c.DefaultLevel.Valid():
 		return fmt.Errorf("the default consistency level is not set")
+	case c.DefaultLevel == kv.LevelBounded:
+		return fmt.Errorf("level bounded has no writes: it cannot be the default")
 	case c.RequestTimeout <= 0 || c.RequestTimeout > kv.RequestTimeoutMax:
 		return fmt.Errorf("request timeout %v: choose up to %v", c.RequestTimeout, kv.RequestTimeoutMax)
 	case c.OpsInFlightMax < 1 || c.BytesInFlightMax < 1:

@@ -81,7 +81,7 @@ func (e *each) run() {
 			order = append(order, key)
 		}
 		chains[key] = append(chains[key], i)
-		if r := e.routes[i].request; r.Level == kv.LevelStrong || r.Level == kv.LevelCausal || r.Fallback != kv.LevelUnset {
+		if r := e.routes[i].request; r.Level == kv.LevelStrong || r.Level == kv.LevelCausal || r.Level == kv.LevelBounded || r.Fallback != kv.LevelUnset {
 			apart[key] = true
 		}
 	}

@@ -47,6 +47,7 @@ func (n *Node) list(ctx context.Context, st *meta.State, r *kv.Request) (kv.Resp
 	res := kv.Response{Found: true, Settled: r.Level == kv.LevelStrong, Level: r.Level, Coordinator: n.id.Node}
 	res.Listed, res.More = mergeLists(parts, r.List.Limit)
 	for _, part := range parts {
+		res.Staleness = max(res.Staleness, part.Staleness)
 		for _, id := range part.Replicas {
 			if !slices.Contains(res.Replicas, id) {
 				res.Replicas = append(res.Replicas, id)
@@ -67,6 +68,9 @@ func (n *Node) listOne(ctx context.Context, r *kv.Request, p kv.PartitionID) (kv
 	}
 	if r.Level == kv.LevelStrong {
 		return n.routeStrong(ctx, rt)
+	}
+	if r.Level == kv.LevelBounded {
+		return n.routeBounded(ctx, rt)
 	}
 	return n.routeEventual(ctx, rt)
 }

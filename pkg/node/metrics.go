@@ -21,12 +21,14 @@ type metrics struct {
 	// and overtaken the writes that had to be judged anew.
 	peeks, overtaken prometheus.Counter
 	settles          *prometheus.CounterVec
-	// failures counts strong requests without a majority, by operation; the eventual lane counts its own beside them.
+	// proofs counts attempts at proofs of level bounded, boundedReads the answers by whom they took.
+	proofs, boundedReads *prometheus.CounterVec
+	// failures counts strong and bounded requests without a majority, by operation; the eventual lane counts its own beside them.
 	failures [kv.OpList + 1]prometheus.Counter
 }
 
-// strong counts a strong request of a user that found no leader, or no majority in time.
-func (m *metrics) strong(op kv.Op, err error) {
+// proven counts a request of a user, of level strong or bounded, that found no leader, or no majority in time.
+func (m *metrics) proven(op kv.Op, err error) {
 	if err == nil || int(op) >= len(m.failures) {
 		return
 	}
@@ -67,6 +69,13 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 	m.settles = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "kvstore_settles_total", Help: "Eventual versions offered to the log, by whether it took them in or the key had changed.",
 	}, []string{"result"})
+	m.proofs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_bounded_proofs_total",
+		Help: "Attempts to prove a replica fresh for level bounded: clean ones let it answer alone, after unclean ones a majority is asked as well.",
+	}, []string{"result"})
+	m.boundedReads = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_bounded_reads_total", Help: "Reads of level bounded by this node's replicas: alone, or with a majority.",
+	}, []string{"by"})
 	failures := quorum.Failures(r)
 	for op := kv.OpGet; op <= kv.OpList; op++ {
 		m.failures[op] = failures.WithLabelValues(op.String())
@@ -94,6 +103,6 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 		}
 		return float64(n.strong.Violations() + n.rowsDamaged.Load())
 	})
-	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, m.peeks, m.overtaken, m.settles, violations, inFlight, epoch, free)
+	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, m.peeks, m.overtaken, m.settles, m.proofs, m.boundedReads, violations, inFlight, epoch, free)
 	return m
 }

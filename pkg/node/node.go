@@ -56,6 +56,7 @@ type Node struct {
 	// nanoseconds of Unix time.
 	avoided     avoided
 	reach       *reach
+	proofs      *prover
 	forwardedAt atomic.Int64
 	// rowsDamaged counts the rows of the eventual lane that were found lost or damaged since the node started.
 	rowsDamaged atomic.Uint64
@@ -85,6 +86,7 @@ func New(cfg Config, deps Deps) (*Node, error) {
 		return err
 	})
 	n.workers = newWorkers(n.gate.closing.Done())
+	n.proofs = n.newProver()
 	n.metrics = newMetrics(deps.Registerer, n)
 	n.admission.opsMax, n.admission.bytesMax = int64(cfg.OpsInFlightMax), cfg.BytesInFlightMax
 	deps = n.withFaults(deps)

@@ -84,6 +84,13 @@ func (n *Node) run(ctx context.Context, rt route) (res kv.Response, err error) {
 		if rt.request.Op == kv.OpList && !rt.request.List.Single {
 			return n.list(ctx, rt.state, rt.request)
 		}
+		if rt.request.Level == kv.LevelBounded {
+			res, err = n.routeBounded(ctx, rt)
+			if rt.request.Hops == 0 {
+				n.metrics.proven(rt.request.Op, err)
+			}
+			return res, err
+		}
 		return n.routeEventual(ctx, rt)
 	}
 	if rt.request.Op == kv.OpList && !rt.request.List.Single {
@@ -92,7 +99,7 @@ func (n *Node) run(ctx context.Context, rt route) (res kv.Response, err error) {
 		res, err = n.routeStrong(ctx, rt)
 	}
 	if rt.request.Hops == 0 {
-		n.metrics.strong(rt.request.Op, err)
+		n.metrics.proven(rt.request.Op, err)
 		if err == nil && len(rt.request.Session) > 0 {
 			res.Session, err = rt.addToSession(&res)
 		}
@@ -117,6 +124,11 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 	r = withTTL(st, r, policy.TTL)
 	if err := r.Validate(n.cfg.Limits); err != nil {
 		return route{}, err
+	}
+	if r.Level == kv.LevelBounded && r.MaxStaleness == 0 {
+		c := *r
+		c.MaxStaleness = kv.MaxStalenessDefault
+		r = &c
 	}
 	if err := checkSession(r); err != nil {
 		return route{}, err

@@ -30,32 +30,34 @@ type line struct {
 
 // opLine is an Op with names in the place of numbers.
 type opLine struct {
-	ID        int           `json:"id"`
-	Client    int           `json:"client"`
-	Kind      string        `json:"kind"`
-	Level     string        `json:"level,omitempty"`
-	Quorum    *kv.Quorum    `json:"quorum,omitempty"`
-	Key       string        `json:"key"`
-	Value     string        `json:"value,omitempty"`
-	Condition *kv.Condition `json:"condition,omitempty"`
-	TTL       time.Duration `json:"ttl_ns,omitempty"`
-	Items     []itemLine    `json:"items,omitempty"`
-	Covers    []string      `json:"covers,omitempty"`
-	MayCover  []string      `json:"may_cover,omitempty"`
-	Final     bool          `json:"final,omitempty"`
-	Call      int64         `json:"call"`
-	Return    int64         `json:"return,omitempty"` // left out for Never
-	At        time.Duration `json:"at_ns,omitempty"`
-	Until     time.Duration `json:"until_ns,omitempty"`
-	Outcome   string        `json:"outcome"`
-	Found     bool          `json:"found,omitempty"`
-	Missed    bool          `json:"missed,omitempty"`
-	Version   uint64        `json:"version,omitempty"`
-	Result    string        `json:"result,omitempty"`
-	Siblings  []Seen        `json:"siblings,omitempty"`
-	Listed    []Row         `json:"listed,omitempty"`
-	Code      kv.Code       `json:"code,omitempty"`
-	Detail    string        `json:"detail,omitempty"`
+	ID           int           `json:"id"`
+	Client       int           `json:"client"`
+	Kind         string        `json:"kind"`
+	Level        string        `json:"level,omitempty"`
+	Quorum       *kv.Quorum    `json:"quorum,omitempty"`
+	Key          string        `json:"key"`
+	Value        string        `json:"value,omitempty"`
+	Condition    *kv.Condition `json:"condition,omitempty"`
+	TTL          time.Duration `json:"ttl_ns,omitempty"`
+	MaxStaleness time.Duration `json:"max_staleness_ns,omitempty"`
+	Staleness    time.Duration `json:"staleness_ns,omitempty"`
+	Items        []itemLine    `json:"items,omitempty"`
+	Covers       []string      `json:"covers,omitempty"`
+	MayCover     []string      `json:"may_cover,omitempty"`
+	Final        bool          `json:"final,omitempty"`
+	Call         int64         `json:"call"`
+	Return       int64         `json:"return,omitempty"` // left out for Never
+	At           time.Duration `json:"at_ns,omitempty"`
+	Until        time.Duration `json:"until_ns,omitempty"`
+	Outcome      string        `json:"outcome"`
+	Found        bool          `json:"found,omitempty"`
+	Missed       bool          `json:"missed,omitempty"`
+	Version      uint64        `json:"version,omitempty"`
+	Result       string        `json:"result,omitempty"`
+	Siblings     []Seen        `json:"siblings,omitempty"`
+	Listed       []Row         `json:"listed,omitempty"`
+	Code         kv.Code       `json:"code,omitempty"`
+	Detail       string        `json:"detail,omitempty"`
 }
 
 // itemLine is an Item with a name in the place of a number.
@@ -98,6 +100,7 @@ func encodeOp(op *Op) *opLine {
 		Covers: op.Covers, MayCover: op.MayCover, Final: op.Final, Call: op.Call, Return: op.Return,
 		Outcome: op.Outcome.String(), Found: op.Found, Missed: op.Missed, Version: op.Version, Result: op.Result,
 		Siblings: op.Siblings, Code: op.Code, Detail: text([]byte(op.Detail)),
+		MaxStaleness: op.MaxStaleness, Staleness: op.Staleness,
 		TTL: op.TTL, At: op.At, Until: op.Until, Listed: op.Listed,
 	}
 	for i := range op.Items {
@@ -177,6 +180,7 @@ func decodeOp(l *opLine) (Op, error) {
 		ID: l.ID, Client: l.Client, Key: l.Key, Value: l.Value, Covers: l.Covers, MayCover: l.MayCover, Final: l.Final,
 		Call: l.Call, Return: l.Return, Found: l.Found, Missed: l.Missed, Version: l.Version, Result: l.Result,
 		Siblings: l.Siblings, Code: l.Code, Detail: l.Detail,
+		MaxStaleness: l.MaxStaleness, Staleness: l.Staleness,
 		TTL: l.TTL, At: l.At, Until: l.Until, Listed: l.Listed,
 	}
 	for i := range l.Items {
@@ -199,7 +203,7 @@ func decodeOp(l *opLine) (Op, error) {
 	if op.Kind, ok = named(l.Kind, kv.OpGet, kv.OpList); !ok {
 		return op, ErrMalformed
 	}
-	if op.Level, ok = named(l.Level, kv.LevelUnset, kv.LevelLocal); !ok {
+	if op.Level, ok = named(l.Level, kv.LevelUnset, kv.LevelLast); !ok {
 		return op, ErrMalformed
 	}
 	if op.Outcome, ok = named(l.Outcome, OutcomePending, OutcomeUnknown); !ok {

@@ -32,6 +32,7 @@ const (
 	expiredEarly    bug = "a value that expires vanishes early"
 	removedLate     bug = "the removal of an expired value removes what has replaced it"
 	mixedUp         bug = "a read answers another key's value"
+	staleBounded    bug = "a bounded read answers the state before the last write as if it were fresh"
 )
 
 // fakeVersion is a version of a key in the eventual lane, with all that it supersedes by name: the dumb form of causality.
@@ -161,6 +162,14 @@ func (f *fakeCluster) apply(r *kv.Request, p plan) (kv.Response, error) {
 		}
 	case r.Level == kv.LevelStrong:
 		return f.strong(r, p)
+	case r.Level == kv.LevelBounded:
+		if f.isBuggy(p, staleBounded) {
+			if row := f.before[string(r.Key)]; row.exists {
+				return kv.Response{Found: true, Value: []byte(row.value), Version: row.version}, nil
+			}
+			return kv.Response{}, nil
+		}
+		return f.strongRead(string(r.Key), plan{}), nil
 	case r.Op == kv.OpGet:
 		return f.eventualRead(r)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"time"
 
 	"github.com/caprockdb/caprock/pkg/kv"
 )
@@ -163,7 +164,14 @@ func (g *genCommon) write(op kv.Op, level kv.Level, key, value string) Task {
 	return Task{Request: r}
 }
 
-// genRegister: 45 % puts, 45 % reads, 10 % deletes.
+// boundedRead reads a key from a replica that was proven fresh, with a bound between one that needs a new proof nearly each time and one that
+// outlasts most faults.
+func (g *genCommon) boundedRead(key string, r *rand.Rand) Task {
+	bounds := [...]time.Duration{20 * time.Millisecond, 200 * time.Millisecond, time.Second, 10 * time.Second}
+	return Task{Request: kv.Request{Op: kv.OpGet, Level: kv.LevelBounded, Key: []byte(key), MaxStaleness: bounds[r.IntN(len(bounds))]}}
+}
+
+// genRegister: 45 % puts, 30 % strong reads and 15 % bounded ones, 10 % deletes.
 type genRegister struct{ genCommon }
 
 func (g *genRegister) next(client int, r *rand.Rand) Task {
@@ -171,8 +179,10 @@ func (g *genRegister) next(client int, r *rand.Rand) Task {
 	switch n := r.IntN(100); {
 	case n < 45:
 		return g.write(kv.OpPut, kv.LevelStrong, key, g.value(client))
-	case n < 90:
+	case n < 75:
 		return g.read(kv.LevelStrong, key)
+	case n < 90:
+		return g.boundedRead(key, r)
 	default:
 		return g.write(kv.OpDelete, kv.LevelStrong, key, "")
 	}
@@ -180,7 +190,7 @@ func (g *genRegister) next(client int, r *rand.Rand) Task {
 
 func (g *genRegister) final() []Task { return g.finals(kv.LevelStrong) }
 
-// genMixed makes the operations of genCAS, and as many eventual ones on the same keys.
+// genMixed makes the operations of genCAS, and as many eventual ones and bounded reads on the same keys.
 type genMixed struct{ genCAS }
 
 func (g *genMixed) next(client int, r *rand.Rand) Task {
@@ -191,8 +201,10 @@ func (g *genMixed) next(client int, r *rand.Rand) Task {
 	switch n := r.IntN(100); {
 	case n < 55:
 		return g.write(kv.OpPut, kv.LevelEventual, key, g.value(client))
-	case n < 90:
+	case n < 70:
 		return g.read(kv.LevelEventual, key)
+	case n < 90:
+		return g.boundedRead(key, r)
 	default:
 		return g.write(kv.OpDelete, kv.LevelEventual, key, "")
 	}

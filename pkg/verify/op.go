@@ -59,6 +59,8 @@ type Op struct {
 	Condition kv.Condition
 	// TTL is how long the value of a put is to be there; 0 means for ever.
 	TTL time.Duration
+	// MaxStaleness is how stale a bounded read may be, Staleness how stale it said that it is at most when it was answered.
+	MaxStaleness, Staleness time.Duration
 	// Items are the writes of an atomic batch. Key is then that of the first; of a listing it is the prefix.
 	Items []Item
 	// Covers holds the values of the writes that the context given with a write had certainly read; MayCover those that

@@ -44,7 +44,7 @@ func Record(ctx context.Context, h *History, t Target, client int, task Task) (O
 	}
 	id := h.Call(Op{
 		Client: client, Kind: r.Op, Level: r.Level, Quorum: r.Quorum, Key: text(key), Value: text(r.Value),
-		Condition: r.Condition, TTL: r.TTL, Items: itemsOf(&r), Covers: slices.Clone(task.Covers), MayCover: slices.Clone(task.MayCover), Final: task.Final,
+		Condition: r.Condition, TTL: r.TTL, MaxStaleness: r.MaxStaleness, Items: itemsOf(&r), Covers: slices.Clone(task.Covers), MayCover: slices.Clone(task.MayCover), Final: task.Final,
 	})
 	res, err := t.Do(ctx, client, &r)
 	op := h.Return(id, func(op *Op) { classify(op, &res, err) })
@@ -66,7 +66,7 @@ func classify(op *Op, res *kv.Response, err error) {
 		return
 	}
 	// A write that is answered without an error has been acknowledged, whatever else the answer says.
-	op.Version, op.Found = res.Version, res.Found
+	op.Version, op.Found, op.Staleness = res.Version, res.Found, res.Staleness
 	op.answered(res)
 	if op.Kind != kv.OpGet {
 		return

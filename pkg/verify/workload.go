@@ -14,7 +14,7 @@ import (
 
 // The workloads.
 const (
-	// WorkloadRegister: strong puts, gets and deletes of a few keys.
+	// WorkloadRegister: strong puts, gets and deletes of a few keys, and bounded gets.
 	WorkloadRegister = "register"
 	// WorkloadCAS: strong reads and conditional writes of a few keys.
 	WorkloadCAS = "cas"
@@ -26,7 +26,7 @@ const (
 	WorkloadCausal = "causal"
 	// WorkloadSession: each client counts up a key of its own at level eventual; everybody reads.
 	WorkloadSession = "session"
-	// WorkloadMixed: strong and eventual operations on the same keys.
+	// WorkloadMixed: strong and eventual operations, and bounded gets, on the same keys.
 	WorkloadMixed = "mixed"
 	// WorkloadBatch: atomic batches on the keys of a few tags, some on conditions, and listings of whole tags.
 	WorkloadBatch = "batch"
@@ -267,7 +267,9 @@ func (w *Workload) finish(ctx context.Context, t Target, h *History, client int,
 func (w *Workload) Check(h *History, timeout time.Duration) Report {
 	results := []Result{CheckValues(h)}
 	switch w.cfg.Workload {
-	case WorkloadRegister, WorkloadCAS, WorkloadExpiry:
+	case WorkloadRegister:
+		results = append(results, CheckLinearizable(h, timeout), CheckBounded(h, w.cfg.Overlap))
+	case WorkloadCAS, WorkloadExpiry:
 		results = append(results, CheckLinearizable(h, timeout))
 	case WorkloadAppend:
 		results = append(results, CheckAppend(h), CheckLinearizable(h, timeout))
@@ -280,7 +282,7 @@ func (w *Workload) Check(h *History, timeout time.Duration) Report {
 	case WorkloadBatch:
 		results = append(results, CheckBatches(h, timeout))
 	case WorkloadMixed:
-		results = append(results, CheckMixed(h, timeout))
+		results = append(results, CheckMixed(h, timeout), CheckBounded(h, w.cfg.Overlap))
 	}
 	return NewReport(h, results...)
 }

@@ -77,12 +77,12 @@ func TestWorkloadsFindNothingWrongWithACorrectCluster(t *testing.T) {
 
 func TestWorkloadsFindWhatIsWrongWithABrokenCluster(t *testing.T) {
 	for workload, bugs := range map[string][]bug{
-		WorkloadRegister: {staleRead, lostWrite, failedApplied, appliedTwice, deleteUndone, mixedUp},
+		WorkloadRegister: {staleRead, lostWrite, failedApplied, appliedTwice, deleteUndone, mixedUp, staleBounded},
 		WorkloadCAS:      {staleRead, lostWrite, conditionFree, deleteUndone},
 		WorkloadAppend:   {staleRead, lostWrite, conditionFree, mixedUp},
 		WorkloadSet:      {lostWrite, oldestWins, thinReplication, deleteUndone},
 		WorkloadCausal:   {lostWrite, contextIgnored, contextTooMuch, thinReplication, deleteUndone},
-		WorkloadMixed:    {staleRead, lostWrite, failedApplied, mixedUp},
+		WorkloadMixed:    {staleRead, lostWrite, failedApplied, mixedUp, staleBounded},
 		WorkloadBatch:    {staleRead, lostWrite, conditionFree, deleteUndone, halfBatch, tornBatch},
 		WorkloadExpiry:   {staleRead, lostWrite, conditionFree, expiredRead, expiredEarly, removedLate},
 	} {

@@ -110,6 +110,7 @@ func response(r *client.Result) kv.Response {
 	out := kv.Response{
 		Found: r.Found, Settled: r.Settled, Level: r.Level, Outcome: r.Outcome, Acks: r.Acks, Version: r.Version,
 		Value: r.Value, Context: r.Context, Timestamp: r.Timestamp, Concurrent: r.Concurrent,
+		Staleness: r.Staleness,
 	}
 	for _, s := range r.Siblings {
 		out.Siblings = append(out.Siblings, kv.Sibling{Value: s.Value, Deleted: s.Deleted, Timestamp: s.Timestamp})
