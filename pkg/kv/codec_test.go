@@ -28,7 +28,7 @@ func drawTime(t *rapid.T, name string) time.Time {
 func drawRequest(t *rapid.T) Request {
 	r := Request{
 		Op:       Op(rapid.IntRange(0, int(OpDelete)).Draw(t, "op")),
-		Level:    Level(rapid.IntRange(0, int(LevelLocal)).Draw(t, "level")),
+		Level:    Level(rapid.IntRange(0, int(LevelLast)).Draw(t, "level")),
 		Quorum:   Quorum{N: rapid.Int().Draw(t, "n"), R: rapid.Int().Draw(t, "r"), W: rapid.Int().Draw(t, "w")},
 		Siblings: SiblingMode(rapid.IntRange(0, int(SiblingsError)).Draw(t, "siblings")),
 		Key:      drawBytes(t, "key"),
@@ -62,6 +62,9 @@ func drawRequest(t *rapid.T) Request {
 	if kind := rapid.IntRange(0, int(ConditionExists)).Draw(t, "condition"); kind != 0 {
 		r.Condition = Condition{Kind: ConditionKind(kind), Version: rapid.Uint64().Draw(t, "version")}
 	}
+	if r.Level == LevelBounded {
+		r.MaxStaleness = time.Duration(rapid.Int64().Draw(t, "max staleness"))
+	}
 	return r
 }
 
@@ -69,7 +72,7 @@ func drawResponse(t *rapid.T) Response {
 	r := Response{
 		Found:       rapid.Bool().Draw(t, "found"),
 		Settled:     rapid.Bool().Draw(t, "settled"),
-		Level:       Level(rapid.IntRange(0, int(LevelLocal)).Draw(t, "level")),
+		Level:       Level(rapid.IntRange(0, int(LevelLast)).Draw(t, "level")),
 		Outcome:     Outcome(rapid.IntRange(0, int(OutcomeUnknown)).Draw(t, "outcome")),
 		Acks:        rapid.Int().Draw(t, "acks"),
 		Version:     rapid.Uint64().Draw(t, "version"),
@@ -79,6 +82,9 @@ func drawResponse(t *rapid.T) Response {
 		Expires:     drawTime(t, "expires"),
 		Concurrent:  rapid.Int().Draw(t, "concurrent"),
 		Coordinator: NodeID(rapid.Uint64().Draw(t, "coordinator")),
+	}
+	if r.Level == LevelBounded {
+		r.Staleness = time.Duration(rapid.Int64().Draw(t, "staleness"))
 	}
 	for range rapid.IntRange(0, 4).Draw(t, "replicas") {
 		r.Replicas = append(r.Replicas, NodeID(rapid.Uint64().Draw(t, "replica")))
@@ -114,6 +120,7 @@ func drawError(t *rapid.T) *Error {
 		CurrentVersion: rapid.Uint64().Draw(t, "version"),
 		Leader:         rapid.String().Draw(t, "leader"),
 		RetryAfter:     time.Duration(rapid.Int64().Draw(t, "retry after")),
+		Staleness:      time.Duration(rapid.Int64().Draw(t, "staleness")),
 	}
 }
 

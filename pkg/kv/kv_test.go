@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -126,6 +127,21 @@ func TestValidateRefusesWhatItsLevelCannotHonour(t *testing.T) {
 		{"local get", Request{Op: OpGet, Level: LevelLocal, Key: key}, ""},
 		{"get that resolves siblings", Request{Op: OpGet, Level: LevelEventual, Key: key, Siblings: SiblingsResolve}, ""},
 
+		{"bounded get", Request{Op: OpGet, Level: LevelBounded, Key: key, MaxStaleness: time.Second}, ""},
+		{"bounded get that leaves the bound to us", Request{Op: OpGet, Level: LevelBounded, Key: key}, ""},
+		{"bounded listing", Request{Op: OpList, Level: LevelBounded, MaxStaleness: time.Second, List: &ListQuery{Limit: 1}}, ""},
+		{"bounded get that may fall back", Request{Op: OpGet, Level: LevelBounded, Key: key, Fallback: LevelLocal}, ""},
+
+		{"bounded put", Request{Op: OpPut, Level: LevelBounded, Key: key}, CodeBadRequest},
+		{"bounded delete", Request{Op: OpDelete, Level: LevelBounded, Key: key}, CodeBadRequest},
+		{"bounded batch", Request{Op: OpBatch, Level: LevelBounded, Key: key}, CodeBadRequest},
+		{"a bound too small", Request{Op: OpGet, Level: LevelBounded, Key: key, MaxStaleness: time.Microsecond}, CodeBadRequest},
+		{"a bound too large", Request{Op: OpGet, Level: LevelBounded, Key: key, MaxStaleness: 2 * time.Hour}, CodeBadRequest},
+		{"a negative bound", Request{Op: OpGet, Level: LevelBounded, Key: key, MaxStaleness: -time.Second}, CodeBadRequest},
+		{"a bound at another level", Request{Op: OpGet, Level: LevelEventual, Key: key, MaxStaleness: time.Second}, CodeBadRequest},
+		{"r at bounded", Request{Op: OpGet, Level: LevelBounded, Key: key, Quorum: Quorum{R: 1}}, CodeBadRequest},
+		{"a session at bounded", Request{Op: OpGet, Level: LevelBounded, Key: key, Session: key}, CodeBadRequest},
+		{"falling back to bounded", Request{Op: OpGet, Level: LevelStrong, Key: key, Fallback: LevelBounded}, CodeBadRequest},
 		{"no operation", Request{Level: LevelStrong, Key: key}, CodeBadRequest},
 		{"an unknown operation", Request{Op: 9, Level: LevelStrong, Key: key}, CodeBadRequest},
 		{"no key", Request{Op: OpGet, Level: LevelStrong}, CodeBadRequest},

@@ -22,6 +22,7 @@ func TestPolicyThatContradictsItselfIsRefused(t *testing.T) {
 		{"no prefix", Policy{Default: LevelStrong}, CodeBadRequest},
 		{"long prefix", Policy{Prefix: bytes.Repeat([]byte{'p'}, KeyBytesMax+1)}, CodeKeyTooLarge},
 		{"unknown level", Policy{Prefix: prefix, Default: LevelLast + 1}, CodeUnknownConsistency},
+		{"bounded as the default", Policy{Prefix: prefix, Default: LevelBounded}, CodeBadRequest},
 		{"r above n", Policy{Prefix: prefix, Quorum: Quorum{N: 2, R: 3}}, CodeBadQuorum},
 		{"w above n", Policy{Prefix: prefix, Quorum: Quorum{N: 2, W: 3}}, CodeBadQuorum},
 		{"negative w", Policy{Prefix: prefix, Quorum: Quorum{W: -1}}, CodeBadQuorum},
