@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/caprockdb/caprock/pkg/causal"
@@ -147,7 +148,9 @@ func (n *Node) probeOthers(ctx context.Context, agreed map[kv.NodeID]bool) error
 		return fmt.Errorf("encode probe: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel() // a refusal has nobody wait for the others
 	type answer struct {
 		from  kv.NodeID
 		reply meta.ProbeReply
@@ -161,14 +164,14 @@ func (n *Node) probeOthers(ctx context.Context, agreed map[kv.NodeID]bool) error
 			continue
 		}
 		asked++
-		go func() {
+		asking.Go(func() {
 			a := answer{from: to}
 			var raw []byte
 			if raw, a.err = n.mux.Meta(ctx, to, append([]byte{metaProbe}, payload...)); a.err == nil {
 				a.err = json.Unmarshal(raw, &a.reply)
 			}
 			answers <- a
-		}()
+		})
 	}
 	for range asked {
 		a := <-answers // each ends with its context at the latest
