@@ -90,9 +90,10 @@ func (n *Node) tryBounded(ctx context.Context, rt *route, b bound) (kv.Response,
 // boundedElsewhere asks the other replicas, one after the other. Once one has failed, those that cannot be reached are left out.
 func (n *Node) boundedElsewhere(ctx context.Context, rt *route, err error) (kv.Response, error) {
 	others := slices.DeleteFunc(n.nearestFirst(rt.owners), func(id kv.NodeID) bool { return id == n.id.Node })
-	sought := err != nil
+	sought, alive := err != nil, 0
 	if sought {
 		others = n.reach.of(ctx, others)
+		alive = len(others) + 1 // this node's own replica has failed before
 	} else {
 		err = errNoOwner(rt)
 		slices.SortStableFunc(others, func(a, b kv.NodeID) int { return n.shunned(a) - n.shunned(b) })
@@ -108,7 +109,9 @@ func (n *Node) boundedElsewhere(ctx context.Context, rt *route, err error) (kv.R
 			others, sought = n.reach.of(ctx, others), true
 		}
 	}
-	return kv.Response{}, err
+	e := *kv.AsError(err)
+	e.Alive = max(e.Alive, alive)
+	return kv.Response{}, &e
 }
 
 // shunned is 1 for a node that gossip says is away, or that refused something a moment ago.

@@ -19,6 +19,9 @@ const (
 	proofTimeout = 5 * time.Second
 	// proofPause is how long after an attempt the next one begins at the earliest that no reader waits for.
 	proofPause = 20 * time.Millisecond
+	// uncleanPause is how long after a proof that was not clean another one is tried: what was unsettled may have been settled, or was
+	// only not known yet, as after a restart. Until then a majority is asked for each read.
+	uncleanPause = 250 * time.Millisecond
 	// proofTriesMax bounds the proofs of one read. Each but the first means that the read, or the process, was held up, or
 	// that the replica was rebuilt meanwhile.
 	proofTriesMax = 8
@@ -103,7 +106,11 @@ func (l *ledger) good(b bound, now time.Time) (proof, bool) {
 // ripe reports whether it is time to renew the proofs before somebody has to wait for that: they have lived half of what a reader
 // allows, so that a replica which is cut off goes on for the other half.
 func (l *ledger) ripe(b bound, now time.Time) bool {
-	return l.trying == nil && ageOf(l.latest.asked, now) > b.max/2 && now.Sub(l.tried) >= proofPause
+	life := b.max / 2
+	if !l.latest.clean {
+		life = min(life, uncleanPause)
+	}
+	return l.trying == nil && ageOf(l.latest.asked, now) > life && now.Sub(l.tried) >= proofPause
 }
 
 // prover proves the replicas of this node.

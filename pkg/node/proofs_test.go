@@ -198,6 +198,22 @@ func TestProofIsRenewedBeforeItIsTooOld(t *testing.T) {
 	})
 }
 
+// What was unsettled may be settled a moment later; until that is known each read asks a majority.
+func TestProofThatWasNotCleanIsTriedAgainSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProving()
+		p.clean = false
+		for i := range 12 {
+			_, err := p.get(t, time.Minute, nil)
+			require.NoError(t, err)
+			p.clean = i >= 3
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.True(t, p.reads[len(p.reads)-1])
+		require.LessOrEqual(t, p.asked, 4, "a clean proof is not tried again before it is half as old as it may be")
+	})
+}
+
 func TestManyReadersShareOneAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProving()

@@ -68,6 +68,7 @@ func TestReplicaThatIsCutOffAnswersBoundedReadsUntilItsProofIsTooOld(t *testing.
 				require.LessOrEqual(t, took, 1100*time.Millisecond, err.Detail)
 				require.Greater(t, err.Staleness, limit, err.Detail)
 				require.Equal(t, 2, err.Required)
+				require.Equal(t, 1, err.Alive)
 				weaker := boundedly(key, limit)
 				weaker.Fallback = kv.LevelLocal
 				res, err, took := timed(ctx, c, lone, weaker)
