@@ -206,8 +206,9 @@ func TestProofThatWasNotCleanIsTriedAgainSoon(t *testing.T) {
 		for i := range 12 {
 			_, err := p.get(t, time.Minute, nil)
 			require.NoError(t, err)
+			time.Sleep(100 * time.Millisecond) // no attempt is under way
+			synctest.Wait()
 			p.clean = i >= 3
-			time.Sleep(100 * time.Millisecond)
 		}
 		require.True(t, p.reads[len(p.reads)-1])
 		require.LessOrEqual(t, p.asked, 4, "a clean proof is not tried again before it is half as old as it may be")
