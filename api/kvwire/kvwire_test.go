@@ -44,6 +44,7 @@ func drawOperation(t *rapid.T) *kvpb.Operation {
 	op.Session = drawBytes(t, "session token")
 	op.Fallback = kvpb.Level(rapid.IntRange(0, 3).Draw(t, "fallback"))
 	op.Sloppy = rapid.Bool().Draw(t, "sloppy")
+	op.MaxStalenessMs = rapid.Uint32().Draw(t, "max staleness")
 	op.TtlMs = rapid.Uint64Range(0, uint64(2*kv.TTLMax/time.Millisecond)).Draw(t, "ttl")
 	if rapid.Bool().Draw(t, "named") {
 		op.OperationId = &kvpb.OperationId{
@@ -67,6 +68,7 @@ func operationTwin(op *kvpb.Operation) Operation {
 		},
 		Timeout: time.Duration(op.GetTimeoutMs()) * time.Millisecond,
 	}
+	out.Request.MaxStaleness = time.Duration(op.GetMaxStalenessMs()) * time.Millisecond
 	out.Request.TTL = time.Duration(op.GetTtlMs()) * time.Millisecond
 	if id := op.GetOperationId(); id != nil {
 		out.Request.ID = kv.OpID{Session: id.GetSession(), Sequence: id.GetSequence(), Floor: id.GetFloor(), Required: id.GetRequired()}
@@ -113,7 +115,7 @@ func drawResult(t *rapid.T) *kvpb.Result {
 		Level: kvpb.Level(rapid.IntRange(0, 3).Draw(t, "level")), Acks: rapid.Uint32Range(0, 7).Draw(t, "acks"),
 		Settled: rapid.Bool().Draw(t, "settled"), Outcome: kvpb.Outcome(rapid.IntRange(0, 3).Draw(t, "outcome")),
 		Concurrent: rapid.Uint32Range(0, 64).Draw(t, "concurrent"), Coordinator: name.Draw(t, "coordinator"),
-		Replicas: rapid.SliceOfN(name, 0, 4).Draw(t, "replicas"),
+		Replicas: rapid.SliceOfN(name, 0, 4).Draw(t, "replicas"), StalenessBoundMs: rapid.Uint32().Draw(t, "staleness bound"),
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "siblings") {
 		out.Siblings = append(out.Siblings, &kvpb.Sibling{
@@ -127,6 +129,7 @@ func drawResult(t *rapid.T) *kvpb.Result {
 			Retryable: rapid.Bool().Draw(t, "retryable"), Required: rapid.Uint32Range(0, 9).Draw(t, "required"),
 			Alive: rapid.Uint32Range(0, 9).Draw(t, "alive"), Acked: rapid.Uint32Range(0, 9).Draw(t, "acked"),
 			CurrentVersion: rapid.Uint64().Draw(t, "current"), Leader: name.Draw(t, "leader"), RetryAfterMs: rapid.Uint32().Draw(t, "retry after"),
+			StalenessMs: rapid.Uint32().Draw(t, "staleness"),
 		}
 	}
 	return out
@@ -138,7 +141,7 @@ func resultTwin(r *kvpb.Result) Result {
 		ID: r.GetId(), Found: r.GetFound(), Settled: r.GetSettled(), HasOutcome: r.GetOutcome() != 0, Level: kv.Level(r.GetLevel()),
 		Acks: int(r.GetAcks()), Concurrent: int(r.GetConcurrent()), Version: r.GetVersion(), TimestampMillis: r.GetTimestampMs(),
 		Value: nilIfEmpty(r.GetValue()), Context: nilIfEmpty(r.GetContext()), Coordinator: r.GetCoordinator(),
-		Replicas: append([]string{}, r.GetReplicas()...),
+		Replicas: append([]string{}, r.GetReplicas()...), StalenessMillis: int64(r.GetStalenessBoundMs()),
 	}
 	if out.HasOutcome {
 		out.Outcome = kv.Outcome(r.GetOutcome() - 1)
@@ -151,6 +154,7 @@ func resultTwin(r *kvpb.Result) Result {
 			Code: kv.Code(e.GetCode()), Detail: e.GetDetail(), Outcome: kv.Outcome(e.GetOutcome() - 1), Retryable: e.GetRetryable(),
 			Required: int(e.GetRequired()), Alive: int(e.GetAlive()), Acked: int(e.GetAcked()), CurrentVersion: e.GetCurrentVersion(),
 			Leader: e.GetLeader(), RetryAfter: time.Duration(e.GetRetryAfterMs()) * time.Millisecond,
+			Staleness: time.Duration(e.GetStalenessMs()) * time.Millisecond,
 		}
 	}
 	return out
