@@ -117,6 +117,7 @@ func (l *lapsed) write(b *storage.Batch, e Committed) {
 	if l.state.Expiry != 0 {
 		b.SetStrong(e.Group, l.key, storage.Strong{
 			Deleted: true, Revision: e.Pos.Index, Stamp: l.state.Stamp, Covered: l.state.Covered,
+			Before: l.state.Before, Base: l.state.Base,
 		})
 	}
 	if l.noted != 0 {

@@ -30,6 +30,15 @@ type Expectation struct {
 	Time causal.HLC
 	// Covers are the ids of eventual writes that the write takes in.
 	Covers []causal.Dot
+	// Before is a reading up to which the write leaves no eventual write uncovered: everything with an id from up to then was on
+	// every replica when the proposer asked (the repair watermark), so that it was found, and is taken in or stamped below.
+	// Zero: that is not known.
+	Before causal.HLC
+	// Base is storage.Strong.Base of the new state.
+	Base []byte
+	// Beside says that versions beside the state were found, under a resolver that keeps them, Live that a value is among them, and
+	// Replaced that one of them took the state's place. Conditions, and whether the key was found, go by that too.
+	Beside, Live, Replaced bool
 }
 
 // Settled is an eventual version that a write takes into the strong lane as it is: with its stamp, so that versions which are
@@ -40,28 +49,33 @@ type Settled struct {
 	Expiry causal.HLC
 }
 
-// Write ids that a state covers are kept for as long as the write may still be stamped anew, which its request's deadline of a
-// minute at the most bounds; the rest is for clocks that are behind, and for copies of such an attempt that turn up late.
-const (
-	// coveredKept is how many ids a state keeps whatever their age.
-	coveredKept = 128
-	// coveredAgeMillis is the age, by the time of the entry, from which further ones are forgotten; settledAgeMillis that for
-	// a state that takes in versions one by one, whose stamps speak for themselves.
-	coveredAgeMillis = 4 * 60 * 60 * 1000
-	settledAgeMillis = 15 * 60 * 1000
-	// settledMany is the number of ids from which settledManyAgeMillis is enough: a key that is written eventually and read strongly
-	// a hundred times a second must not carry a quarter of an hour of ids.
-	settledMany          = 4096
-	settledManyAgeMillis = 90 * 1000
-)
+// CoveredMax bounds the ids of eventual writes that a state covers one by one. Ids are forgotten below the repair watermark
+// (Expectation.Before); while a replica is away it stands still. Proposers refuse what would exceed the bound.
+const CoveredMax = 32 << 10
 
 // Flags of an expectation.
 const (
 	expectsAny byte = 1 << iota
 	expectsTime
 	expectsCovers
-	expectsFlags = expectsAny | expectsTime | expectsCovers
+	expectsBefore
+	expectsBase
+	expectsBeside
+	expectsLive
+	expectsReplaced
 )
+
+// flags returns what the expectation has, in the order of the constants.
+func (x *Expectation) flags() (flags byte) {
+	for i, has := range [...]bool{
+		x.Any, x.Time != 0, len(x.Covers) > 0, x.Before != 0, len(x.Base) > 0, x.Beside, x.Live, x.Replaced,
+	} {
+		if has {
+			flags |= 1 << i
+		}
+	}
+	return flags
+}
 
 func appendGuard(dst []byte, g *Guard) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(g.Writes)))
@@ -71,14 +85,7 @@ func appendGuard(dst []byte, g *Guard) []byte {
 			dst = append(dst, expectsAny)
 			continue
 		}
-		var flags byte
-		if x.Time != 0 {
-			flags |= expectsTime
-		}
-		if len(x.Covers) > 0 {
-			flags |= expectsCovers
-		}
-		dst = binary.AppendUvarint(append(dst, flags), x.Revision)
+		dst = binary.AppendUvarint(append(dst, x.flags()), x.Revision)
 		if x.Time != 0 {
 			dst = causal.AppendHLC(dst, x.Time)
 		}
@@ -87,6 +94,12 @@ func appendGuard(dst []byte, g *Guard) []byte {
 			for _, id := range x.Covers {
 				dst = causal.AppendDot(dst, id)
 			}
+		}
+		if x.Before != 0 {
+			dst = causal.AppendHLC(dst, x.Before)
+		}
+		if len(x.Base) > 0 {
+			dst = appendBytes(dst, x.Base)
 		}
 	}
 	return dst
@@ -97,7 +110,7 @@ func readGuard(r *reader) *Guard {
 	for i := range g.Writes {
 		x := &g.Writes[i]
 		flags := r.byte("expectation")
-		if flags&^expectsFlags != 0 || flags&expectsAny != 0 && flags != expectsAny {
+		if flags&expectsAny != 0 && flags != expectsAny {
 			r.fail("expectation")
 		}
 		if x.Any = flags&expectsAny != 0; x.Any {
@@ -110,6 +123,13 @@ func readGuard(r *reader) *Guard {
 		if flags&expectsCovers != 0 {
 			x.Covers = readDots(r)
 		}
+		if flags&expectsBefore != 0 && r.err == nil {
+			x.Before, r.b, r.err = causal.DecodeHLC(r.b)
+		}
+		if flags&expectsBase != 0 {
+			x.Base = r.bytes("base")
+		}
+		x.Beside, x.Live, x.Replaced = flags&expectsBeside != 0, flags&expectsLive != 0, flags&expectsReplaced != 0
 	}
 	return g
 }
@@ -131,7 +151,8 @@ func readDots(r *reader) []causal.Dot {
 func guardBytes(g *Guard) int {
 	size := binary.MaxVarintLen32
 	for i := range g.Writes {
-		size += 1 + binary.MaxVarintLen64 + 8 + binary.MaxVarintLen32 + len(g.Writes[i].Covers)*(8+binary.MaxVarintLen64)
+		x := &g.Writes[i]
+		size += 1 + binary.MaxVarintLen64 + 2*8 + 2*binary.MaxVarintLen32 + len(x.Covers)*(8+binary.MaxVarintLen64) + len(x.Base)
 	}
 	return size
 }
@@ -180,29 +201,21 @@ func (op *WriteOp) stampOf(x *Expectation, s *storage.Strong, e Committed) causa
 	return own
 }
 
-// cover returns the write ids that a state covers which takes the place of one that covers held. The result is a function of
-// the entry and of that state alone.
-func cover(held, more []causal.Dot, settles bool, e Committed) []causal.Dot {
+// cover returns the write ids that a state covers one by one which takes the place of one that covers held, where all up to
+// before are covered anyway.
+func cover(held, more []causal.Dot, before causal.HLC) []causal.Dot {
 	if len(held)+len(more) == 0 {
 		return nil
 	}
 	out := make([]causal.Dot, 0, len(held)+len(more)+1)
-	excess := len(held) + len(more) - coveredKept
-	for _, id := range held {
-		age := int64(coveredAgeMillis)
-		switch {
-		case settles && excess > settledMany-coveredKept:
-			age = settledManyAgeMillis
-		case settles:
-			age = settledAgeMillis
+	for _, ids := range [...][]causal.Dot{held, more} {
+		for _, id := range ids {
+			if id.Time > before {
+				out = append(out, id)
+			}
 		}
-		if excess > 0 && id.Time.Millis()+age < e.Time.Millis() {
-			excess--
-			continue
-		}
-		out = append(out, id)
 	}
-	return append(out, more...)
+	return out
 }
 
 // fenceOf calls raise for each key that a command writes, with the lowest stamp that an eventual version of it may not be

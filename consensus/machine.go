@@ -3,6 +3,7 @@ package consensus
 import (
 	"fmt"
 
+	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/mutant"
 	"github.com/caprockdb/caprock/pkg/storage"
@@ -104,7 +105,7 @@ func (m *kvMachine) write(b *storage.Batch, e Committed, op *WriteOp) {
 		expiry = op.Settled.Expiry
 	}
 	b.SetStrong(e.Group, op.Key, storage.Strong{
-		Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: op.stamp, Expiry: expiry, Covered: op.covered,
+		Value: op.Value, Deleted: op.Delete, Revision: e.Pos.Index, Stamp: op.stamp, Expiry: expiry, Covered: op.covered, Before: op.before, Base: op.base,
 	})
 	if expiry != 0 {
 		b.SetExpiry(e.Group, expiry, op.Key)
@@ -182,34 +183,40 @@ func (m *kvMachine) decideWrite(op *WriteOp, g *Guard, n int, e Committed, gone 
 	if !x.Any && (revisionOf(&s, found) != x.Revision || found && !stamp.After(s.Stamp)) && mutant.Planted != mutant.SettleWithoutRevision {
 		return WriteReply{Overtaken: true}, nil
 	}
-	op.covered, op.kept = cover(s.Covered, x.Covers, op.Settled != nil, e), s.Expiry // kept is of use only where the key has to exist
+	op.before, op.base, op.kept = max(s.Before, x.Before), x.Base, s.Expiry // kept is of use only where the key has to exist
+	if mutant.Planted == mutant.CoveredForgottenEarly {
+		op.before = e.Time
+	}
+	op.covered = cover(s.Covered, x.Covers, op.before)
 	switch {
 	case op.Settled != nil:
-		op.covered, found = append(op.covered, op.Settled.ID), false
+		op.covered, found = cover(op.covered, []causal.Dot{op.Settled.ID}, op.before), false
 	case !asks:
 		found = false
 	case found && Expired(s, e.Time):
 		*gone = append(*gone, lapsed{key: op.Key, state: s, noted: s.Expiry})
 		found = false
 	}
-	reply := decide(op.Condition, s, found, e)
+	reply := decide(op.Condition, s, found, &x, e)
 	if reply.Applied {
 		reply.Stamp = stamp
 	}
 	return reply, nil
 }
 
-// decide returns what a write guarded by the condition does to a key whose row is s.
-func decide(c kv.Condition, s storage.Strong, found bool, e Committed) WriteReply {
-	live := found && !s.Deleted
+// decide returns what a write guarded by the condition does to a key whose row is s. Versions beside it that were written eventually
+// have no number: with any of them the key is at none, and without a value among them it is absent if the row is.
+func decide(c kv.Condition, s storage.Strong, found bool, x *Expectation, e Committed) WriteReply {
+	live := found && !s.Deleted && !x.Replaced
 	present := uint64(0)
 	if live {
 		present = s.Revision
 	}
+	live = live || x.Live
 	met := true
 	switch c.Kind {
 	case kv.ConditionVersion:
-		met = present == c.Version
+		met = present == c.Version && (!x.Beside || c.Version == 0 && !live)
 	case kv.ConditionExists:
 		met = live
 	}

@@ -114,8 +114,10 @@ type WriteOp struct {
 	// Settled says that the write takes in an eventual version; Key, Value and Delete are that version's, and nothing else is
 	// set but Guard.
 	Settled *Settled
-	// covered are the ids that the key's state covered before, and stamp is the write's: apply sets them.
+	// covered, before and base are those of the new state, and stamp is the write's: apply sets them.
 	covered []causal.Dot
+	before  causal.HLC
+	base    []byte
 	stamp   causal.Stamp
 }
 

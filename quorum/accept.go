@@ -106,7 +106,13 @@ const (
 	placementCovered
 	// placementImpossible: the resolver can make nothing of the write.
 	placementImpossible
+	// placementOver: the write's first attempt is so long ago that its request must be over.
+	placementOver
 )
+
+// AttemptSpan is the longest time between the first attempt of a write and its last: a request's, and a little for clocks. What is
+// below the repair watermark by more than that has all its attempts below it.
+const AttemptSpan = kv.RequestTimeoutMax + 5*time.Second
 
 // place puts the draft on top of what the coordinator holds, as the attempt with the dot, based on a log position that
 // was really appended. A new attempt takes the place of the write's earlier one and keeps the original context.
@@ -118,6 +124,9 @@ func (v *versions) place(
 	keeps := r.KeepsSiblings()
 	if !d.id.IsZero() && v.hasStrong && v.coversID(d.id) {
 		return causal.SiblingSet{}, placementCovered, nil
+	}
+	if !d.id.IsZero() && dot.Time.Millis()-d.id.Time.Millis() > AttemptSpan.Milliseconds() {
+		return causal.SiblingSet{}, placementOver, nil
 	}
 	top := v.highest()
 	// A higher base than this node's own was taken, by the same rule, at the replica that it was seen at. That of a fence
@@ -162,7 +171,7 @@ func (v *versions) place(
 	held := v.surviving(v.set, keeps).Drop(func(h causal.Sibling) bool {
 		return h.ID != s.ID && !slices.Contains(d.context.Dots, h.Dot)
 	})
-	set := held.Put(s, d.reads(held, r))
+	set := held.Put(s, d.reads(held, r, v.strong.Revision))
 	if len(set.Siblings) > siblingsMax && len(set.Siblings) > len(v.set.Siblings) {
 		return causal.SiblingSet{}, placementFull, nil
 	}
@@ -170,8 +179,8 @@ func (v *versions) place(
 	return set, placementMade, nil
 }
 
-// fold makes of the sibling what the resolver makes of the draft and the live versions that it takes in. What has no version
-// above it takes in the strong lane's state.
+// fold makes of the sibling what the resolver makes of the draft and the live versions that it takes in, the strong lane's state among
+// them.
 func (v *versions) fold(s *causal.Sibling, d *draft, r Folder) error {
 	now := s.Dot.Time
 	visible := v.visible(true)
@@ -181,12 +190,8 @@ func (v *versions) fold(s *causal.Sibling, d *draft, r Folder) error {
 			held = append(held, h)
 		}
 	}
-	if len(visible) == 0 && d.blind && v.hasStrong && !v.strong.Deleted {
-		dot := causal.Dot{Node: v.strong.Stamp.Node, Time: v.strong.Stamp.Time}
-		base := causal.Sibling{ID: dot, Dot: dot, Stamp: v.strong.Stamp, Value: v.strong.Value, Expiry: v.strong.Expiry}
-		if !base.ExpiredAt(now) {
-			held = append(held, base)
-		}
+	if h, beside := v.state(true); beside && !h.ExpiredAt(now) && (d.blind || !d.context.Covers(causal.LogDot(v.strong.Revision))) {
+		held = append(held, h)
 	}
 	value, err := r.Fold(Fold{Value: d.value, Again: !d.id.IsZero(), Held: held, Dot: s.Dot, Last: v.last(s.Dot.Node)})
 	if err != nil {
@@ -212,16 +217,25 @@ func (v *versions) last(node kv.NodeID) causal.Dot {
 	return causal.Dot{}
 }
 
-// reads returns what the write replaces. Where siblings are kept it is exactly the context that came with it; for a blind
-// write the resolver says whether that is all or nothing. What was folded into the write it replaces. Where the last writer
-// wins it is all that the coordinator holds: the new stamp is above all of that, so that no reader could tell, and the set
-// stays small.
-func (d *draft) reads(held causal.SiblingSet, r Resolver) causal.Vector {
-	all := !r.KeepsSiblings() || d.blind && r.Blind() != BlindStays || !d.deleted && r.Blind() == BlindFolds
-	if all || mutant.Planted == mutant.BlindWriteCovers {
-		return held.Context.Join(d.context.Vector)
+// reads returns what the write replaces, where the strong lane's state has the revision. Where siblings are kept it is exactly the
+// context that came with it; for a blind write the resolver says whether that is all or nothing. What was folded into the write it
+// replaces. Where the last writer wins it is all that the coordinator holds: the new stamp is above all of that, so that no reader
+// could tell, and the set stays small.
+//
+// A state that this node has not applied is not replaced, whatever the writer says to have seen: an index that came from outside may be
+// another cluster's. The write then stands beside it, which loses nothing.
+func (d *draft) reads(held causal.SiblingSet, r Resolver, revision uint64) causal.Vector {
+	keeps := r.KeepsSiblings()
+	all := !keeps || d.blind && r.Blind() != BlindStays || !d.deleted && r.Blind() == BlindFolds
+	seen := d.context.Vector.LogUpTo(revision)
+	if !all && mutant.Planted != mutant.BlindWriteCovers {
+		return seen
 	}
-	return d.context.Vector
+	seen = held.Context.Join(seen)
+	if keeps && revision > 0 {
+		seen = seen.With(causal.LogDot(revision))
+	}
+	return seen
 }
 
 // writerContext returns the context that the writer gets back: what it came with, and its own write. What it had seen by itself

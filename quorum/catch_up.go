@@ -13,16 +13,17 @@ import (
 // neither set's context covers the other's dot. So the coordinator asks the others first.
 
 // catchUp brings this replica up to what the writer had seen of the key, as far as the others answer soon. What is not found
-// stays in the writer's context, and the next coordinator that holds it drops it.
-func (c *Coordinator) catchUp(ctx context.Context, call *Call, dots []causal.Dot) {
-	if !c.deps.Store.lacks(call.Partition, call.Request.Key, dots) {
+// stays in the writer's context, and the next coordinator that holds it drops it. A state of the strong lane the log brings: it is
+// waited for as long, and what was not applied by then is not replaced.
+func (c *Coordinator) catchUp(ctx context.Context, call *Call, seen *causal.Seen) {
+	if !c.deps.Store.lacks(call.Partition, call.Request.Key, seen) {
 		return
 	}
 	c.metrics.catchUps.Inc()
 	answers := make(chan ReadReply, len(call.Owners)) // nobody blocks who answers after the wait is over
 	until, asked := c.callContext(ctx), 0
 	for _, node := range call.Owners {
-		if node != c.deps.Self && c.deps.Alive(node) {
+		if len(seen.Dots) > 0 && node != c.deps.Self && c.deps.Alive(node) {
 			asked++
 			c.askReplica(until, node, call.readRequest(), func(_ kv.NodeID, r ReadReply, err error) {
 				if err != nil {
@@ -34,9 +35,13 @@ func (c *Coordinator) catchUp(ctx context.Context, call *Call, dots []causal.Dot
 	}
 	timer := time.NewTimer(c.hedgeDelay(call.Owners))
 	defer timer.Stop()
-	for range asked {
+	poll := time.NewTicker(lagPoll)
+	defer poll.Stop()
+	for asked > 0 || c.deps.Store.applies(call.Partition) < seen.Vector.Log() {
 		select {
+		case <-poll.C:
 		case r := <-answers:
+			asked--
 			if r.Set.IsZero() {
 				continue
 			}
@@ -44,7 +49,7 @@ func (c *Coordinator) catchUp(ctx context.Context, call *Call, dots []causal.Dot
 			// The write that follows rests on the merge, durable or not, as any write does on what came before it; if that fails it
 			// fails too.
 			c.deps.Store.Write(w, func(WriteReply, error) {})
-			if !c.deps.Store.lacks(call.Partition, call.Request.Key, dots) {
+			if !c.deps.Store.lacks(call.Partition, call.Request.Key, seen) {
 				return
 			}
 		case <-timer.C:
@@ -55,8 +60,18 @@ func (c *Coordinator) catchUp(ctx context.Context, call *Call, dots []causal.Dot
 	}
 }
 
-// lacks reports whether this replica has not seen one of the dots. One from before the repair watermark has been seen by all.
-func (s *Store) lacks(p kv.PartitionID, key []byte, dots []causal.Dot) bool {
+// applies returns how far this replica has applied the log.
+func (s *Store) applies(p kv.PartitionID) uint64 { return s.deps.Applied(p.Group()) }
+
+// lacks reports whether this replica has not seen one of the dots, or the state of the strong lane. What is from before the repair
+// watermark has been seen by all.
+func (s *Store) lacks(p kv.PartitionID, key []byte, seen *causal.Seen) bool {
+	if s.applies(p) < seen.Vector.Log() {
+		return true
+	}
+	if len(seen.Dots) == 0 {
+		return false
+	}
 	e, known := s.pending.enter(p, key)
 	defer s.close(e)
 	var set causal.SiblingSet
@@ -70,7 +85,7 @@ func (s *Store) lacks(p kv.PartitionID, key []byte, dots []causal.Dot) bool {
 	set = e.load(set)
 	e.stripe.mu.Unlock()
 	mark := s.deps.State.Repair(p).Committed
-	for _, d := range dots {
+	for _, d := range seen.Dots {
 		if d.Time > mark && !set.Covers(d) {
 			return true
 		}

@@ -118,13 +118,17 @@ func (c *Coordinator) causalWrite(ctx context.Context, g *gather, s *causal.Sess
 		c.deps.Store.Write(w, func(WriteReply, error) {})
 	}
 	call.after = &afterSession{above: g.merged.highest()}
-	if call.Resolver.Blind() == BlindStays && len(call.Request.Context) == 0 && len(g.need.Dots) > 0 {
+	if call.Resolver.Blind() == BlindStays && len(call.Request.Context) == 0 && len(g.need.Dots)+int(g.need.Index) > 0 {
 		dots := make([]causal.Dot, len(g.need.Dots))
 		for i, d := range g.need.Dots {
 			dots[i] = d.Dot
 		}
 		r := *call.Request
-		r.Context = causal.EncodeSeen(r.Key, causal.Seen{}.With(dots...))
+		var seen causal.Seen
+		if g.need.Index > 0 {
+			seen.Vector = seen.Vector.With(causal.LogDot(g.need.Index))
+		}
+		r.Context = causal.EncodeSeen(r.Key, seen.With(dots...))
 		call.Request = &r
 	}
 	res, err := c.write(ctx, call)
@@ -345,7 +349,10 @@ func (g *gather) reached(index uint64) bool {
 
 // coversSeen reports whether a reader of these versions sees the one that was seen before, or something that replaced it.
 func (v *versions) coversSeen(d causal.SessionDot, keeps bool) bool {
-	return v.set.Covers(d.Dot) || v.hasStrong && !d.Stamp().After(v.strong.Stamp) || !keeps && !d.Stamp().After(v.highest())
+	if v.set.Covers(d.Dot) || keeps && v.coversID(d.Dot) {
+		return true
+	}
+	return !keeps && !d.Stamp().After(v.highest())
 }
 
 // dots returns the versions that a reader sees. g.mu must be held.

@@ -55,7 +55,7 @@ func (c *Coordinator) standsAlone(call *Call) bool {
 		return false
 	}
 	seen, err := c.writerRead(r)
-	return err == nil && len(seen.Dots) > 0 && c.deps.Store.lacks(call.Partition, r.Key, seen.Dots)
+	return err == nil && c.deps.Store.lacks(call.Partition, r.Key, &seen)
 }
 
 // each is one DoEach under way.

@@ -394,7 +394,7 @@ func (c *Coordinator) answer(call *Call, v *versions, nodes []kv.NodeID) (kv.Res
 	r := call.Request
 	res := kv.Response{
 		Level: r.Level, Acks: len(nodes), Replicas: nodes, Coordinator: c.deps.Self,
-		Context: causal.EncodeContext(r.Key, v.set.Context),
+		Context: causal.EncodeContext(r.Key, v.context(call.Resolver.KeepsSiblings())),
 	}
 	if v.expires() {
 		var err error

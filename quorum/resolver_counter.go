@@ -164,6 +164,36 @@ func (a tallies) join(b tallies) tallies {
 	return out
 }
 
+// baseTalliesMax bounds the tallies that a state of the strong lane leaves out of the versions beside it. A coordinator would have to
+// be dozens of strong writes of the key behind to count on with one that was forgotten.
+const baseTalliesMax = 256
+
+// less returns what a counts beyond b. A strong write of a counter replaces what it has seen, and a version that it has not seen may
+// have been made on top of some of that: b is what was seen, and tallies only grow.
+func (a tallies) less(b tallies) tallies {
+	out := slices.Clone(a)
+	for i := range out {
+		t := &out[i]
+		if j, found := slices.BinarySearchFunc(b, *t, compareTallies); found {
+			t.plus -= min(t.plus, b[j].plus)
+			t.minus -= min(t.minus, b[j].minus)
+		}
+	}
+	return out
+}
+
+// latest returns the n tallies that were counted last.
+func (a tallies) latest(n int) tallies {
+	if len(a) <= n {
+		return a
+	}
+	out := slices.Clone(a)
+	slices.SortFunc(out, func(x, y tally) int { return cmp.Or(cmp.Compare(y.at, x.at), compareTallies(x, y)) })
+	out = out[:n]
+	slices.SortFunc(out, compareTallies)
+	return out
+}
+
 // counterText returns what a user reads of an encoded state. The sum has as many digits as it needs: each tally fits 64 bits,
 // all of them together need not.
 func counterText(state []byte) []byte {

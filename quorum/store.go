@@ -363,6 +363,8 @@ func (s *Store) draw(
 			return placed{}, nil, errHealing(p)
 		case placementCovered:
 			return placed{covered: true}, nil, nil
+		case placementOver:
+			return placed{}, nil, kv.Errorf(kv.CodeDeadlineExceeded, "the write has been under way for longer than any may be")
 		case placementImpossible:
 			return placed{}, nil, err
 		case placementFull:

@@ -349,11 +349,6 @@ func TestReaderIsAnsweredFromTheLaneWithTheHigherStamp(t *testing.T) {
 		{name: "eventual above", v: versions{hasStrong: true, strong: strong, set: set(sibling(1, at(8, 1), "e"))}, want: kv.Response{Found: true, Value: []byte("e")}, wantTS: 1},
 		{name: "tombstone above", v: versions{hasStrong: true, strong: strong, set: set(sibling(1, at(8, 1), ""))}, want: kv.Response{}},
 		{
-			name:  "siblings show only what is above",
-			v:     versions{hasStrong: true, strong: strong, set: set(sibling(1, at(6, 1), "below"), sibling(2, at(8, 2), "above"))},
-			keeps: true, want: kv.Response{Found: true, Value: []byte("above")}, wantTS: 2,
-		},
-		{
 			name:  "tombstones alone are nothing",
 			v:     versions{set: set(sibling(1, at(1, 1), ""), sibling(2, at(1, 2), ""))},
 			keeps: true, want: kv.Response{},

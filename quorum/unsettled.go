@@ -218,7 +218,7 @@ func (s *Store) Peek(r ReadRequest) (ReadReply, error) {
 	e.leave()
 	e.stripe.mu.Unlock()
 	reply := ReadReply{Set: v.surviving(v.set, s.deps.KeepsSiblings(r.Key))}
-	reply.Need = max(v.strong.Revision, reply.Set.Pruned)
+	reply.Need = max(v.strong.Revision, needs(reply.Set))
 	return reply, s.unfit(r.Partition)
 }
 
@@ -390,16 +390,40 @@ func (f *Findings) IDs(state ReadReply) []causal.Dot {
 	return out
 }
 
-// Live reports whether anything of what was found is a value.
-func (f *Findings) Live() bool {
-	return slices.ContainsFunc(f.set.Siblings, func(s causal.Sibling) bool { return !s.Deleted })
+// Beside reports whether a value is among what was found and the state does not cover, and whether something found took the state's
+// place, under a resolver that keeps versions. now decides what has expired.
+func (f *Findings) Beside(state ReadReply, now causal.HLC) (live, replaced bool) {
+	v := versions{hasStrong: state.HasStrong, strong: state.Strong, set: f.set}
+	live = slices.ContainsFunc(v.visible(true), func(s causal.Sibling) bool { return !s.Deleted && !s.ExpiredAt(now) })
+	return live, v.replaced(true)
+}
+
+// Base returns storage.Strong.Base of a state that takes the place of the present one and of all that was found; f may be nil.
+func (f *Findings) Base(state ReadReply, r Resolver) []byte {
+	if _, counts := r.(Counter); !counts || mutant.Planted == mutant.CounterBaseForgotten {
+		return nil
+	}
+	all, _ := decodeTallies(state.Strong.Base)
+	v := versions{hasStrong: state.HasStrong, strong: state.Strong}
+	if s, is := v.state(true); is {
+		all = all.join(talliesOf(&s))
+	}
+	if f != nil {
+		for _, s := range f.versions {
+			all = all.join(talliesOf(&s))
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all.latest(baseTalliesMax).encode()
 }
 
 // Resolve fills in what a reader is answered under a resolver that keeps versions: what it makes of those that were found and of the
 // state. now decides what has expired.
 func (f *Findings) Resolve(res *kv.Response, key []byte, state ReadReply, r Resolver, mode kv.SiblingMode, now causal.HLC) error {
 	v := versions{hasStrong: state.HasStrong, strong: state.Strong, set: f.set, now: now}
-	res.Context = causal.EncodeContext(key, f.set.Context)
+	res.Context = causal.EncodeContext(key, v.context(r.KeepsSiblings()))
 	return v.resolve(res, r, mode)
 }
 

@@ -37,11 +37,13 @@ func (v *versions) add(r *ReadReply) {
 	v.set = causal.Merge(v.set, r.Set)
 }
 
-// lags reports whether the set was pruned by a state of the strong lane that is newer than the one known here, so that the
-// two together may lack a version that was acknowledged.
-func (v *versions) lags(set causal.SiblingSet) bool {
-	return set.Pruned > 0 && (!v.hasStrong || v.strong.Revision < set.Pruned)
-}
+// lags reports whether the set knows of a state of the strong lane that is newer than the one known here, so that the two together may
+// lack a version that was acknowledged, or have one twice.
+func (v *versions) lags(set causal.SiblingSet) bool { return needs(set) > v.strong.Revision }
+
+// needs returns the log index of the newest state of the strong lane that the set is to be read with: one that it was pruned by, or
+// that a version in it has replaced or taken in.
+func needs(set causal.SiblingSet) uint64 { return max(set.Pruned, set.Context.Log()) }
 
 // covers is the drop rule (design.md §8): whether the strong lane's state has taken in or replaced the sibling. Under a
 // resolver that keeps siblings it goes by write id alone, else siblings vanish that no strong write ever saw.
@@ -56,7 +58,9 @@ func (v *versions) covers(s *causal.Sibling, keeps bool) bool {
 }
 
 // coversID reports whether the strong lane's state has taken in the write with the id.
-func (v *versions) coversID(id causal.Dot) bool { return slices.Contains(v.strong.Covered, id) }
+func (v *versions) coversID(id causal.Dot) bool {
+	return id.Time <= v.strong.Before || slices.Contains(v.strong.Covered, id)
+}
 
 // surviving returns the set without the siblings that the drop rule discards. The context stays, so that what was
 // dropped does not come back, and carries the revision of the state that dropped it: a replica which merges the set before
@@ -80,38 +84,70 @@ func (v *versions) highest() causal.Stamp {
 	return top
 }
 
-// visible returns the siblings that a reader sees: those stamped above the strong lane's state. When there are none
-// that state is the answer. A sibling below it was replaced by a strong write, even where a resolver that keeps siblings
-// still holds on to it until the strong lane has taken it in.
+// visible returns the eventual versions that a reader sees: those that the strong lane's state has neither taken in nor, where the
+// last writer wins, replaced by its stamp.
 func (v *versions) visible(keeps bool) []causal.Sibling {
 	set := v.surviving(v.set, keeps)
-	if v.hasStrong {
+	if mutant.Planted == mutant.HiddenBelowStrong && v.hasStrong {
 		set = set.Drop(func(s causal.Sibling) bool { return s.Stamp.After(v.strong.Stamp) })
 	}
 	return set.Siblings
 }
 
-// seen returns the siblings that a reader sees, with those that have expired as the tombstones that they have become.
+// replaced reports whether an eventual write has replaced the strong lane's state, under a resolver that keeps versions: one whose
+// writer had seen that state, or that took it in. A stamp does not say that, since every write is stamped above the states
+// that its coordinator knows.
+func (v *versions) replaced(keeps bool) bool {
+	return keeps && v.hasStrong && v.set.Covers(causal.LogDot(v.strong.Revision))
+}
+
+// state returns the strong lane's state as one more version, which stands beside those that neither took it in nor replaced it;
+// false when there is none, or no value in it.
+func (v *versions) state(keeps bool) (causal.Sibling, bool) {
+	if !keeps || !v.hasStrong || v.strong.Deleted || v.replaced(keeps) || mutant.Planted == mutant.HiddenBelowStrong {
+		return causal.Sibling{}, false
+	}
+	at := v.strong.Stamp
+	dot := causal.Dot{Node: at.Node, Time: at.Time}
+	s := causal.Sibling{ID: dot, Dot: dot, Stamp: at, Value: v.strong.Value, Expiry: v.strong.Expiry}
+	return s, !s.ExpiredAt(v.now)
+}
+
+// seen returns the versions that a reader sees, with those that have expired as the tombstones that they have become; none if there
+// are no eventual ones, when the strong lane's state is all there is.
 func (v *versions) seen(keeps bool) []causal.Sibling {
 	visible := v.visible(keeps)
+	if len(visible) == 0 {
+		return nil
+	}
+	out := visible
 	for i := range visible {
 		if !visible[i].ExpiredAt(v.now) || mutant.Planted == mutant.ExpiredReturned {
 			continue
 		}
-		out := slices.Clone(visible)
-		for j := i; j < len(out); j++ {
-			if s := &out[j]; s.ExpiredAt(v.now) {
-				s.Deleted, s.Value, s.State, s.Expiry = true, nil, false, 0
-			}
+		if &out[0] == &visible[0] {
+			out = slices.Clone(visible)
 		}
-		return out
+		s := &out[i]
+		s.Deleted, s.Value, s.State, s.Expiry = true, nil, false, 0
 	}
-	return visible
+	if s, beside := v.state(keeps); beside {
+		out = append(out[:len(out):len(out)], s)
+	}
+	return out
+}
+
+// context returns what a reader has seen of the key.
+func (v *versions) context(keeps bool) causal.Vector {
+	if keeps && v.hasStrong {
+		return v.set.Context.With(causal.LogDot(v.strong.Revision))
+	}
+	return v.set.Context
 }
 
 // expires reports whether it matters to a reader what the time is.
 func (v *versions) expires() bool {
-	return slices.ContainsFunc(v.set.Siblings, func(s causal.Sibling) bool { return s.Expiry != 0 })
+	return v.strong.Expiry != 0 || slices.ContainsFunc(v.set.Siblings, func(s causal.Sibling) bool { return s.Expiry != 0 })
 }
 
 // live reports whether a reader would find a value.
@@ -119,7 +155,7 @@ func (v *versions) live(r Resolver) bool {
 	visible := v.seen(r.KeepsSiblings())
 	switch {
 	case len(visible) == 0:
-		return v.hasStrong && !v.strong.Deleted
+		return v.hasStrong && !v.strong.Deleted && !v.replaced(r.KeepsSiblings())
 	case r.KeepsSiblings():
 		return slices.ContainsFunc(visible, func(s causal.Sibling) bool { return !s.Deleted })
 	default:
@@ -127,13 +163,13 @@ func (v *versions) live(r Resolver) bool {
 	}
 }
 
-// resolve fills in what a reader is answered: the strong lane's state if nothing is stamped above it, else what the
-// resolver makes of the versions that are.
+// resolve fills in what a reader is answered: the strong lane's state if there is nothing else, else what the resolver makes of the
+// versions that a reader sees.
 func (v *versions) resolve(res *kv.Response, r Resolver, mode kv.SiblingMode) error {
 	visible := v.seen(r.KeepsSiblings())
 	if len(visible) == 0 {
 		res.Settled = true
-		if v.hasStrong && !v.strong.Deleted {
+		if v.hasStrong && !v.strong.Deleted && !v.replaced(r.KeepsSiblings()) {
 			res.Found, res.Value, res.Version = true, v.strong.Value, v.strong.Revision
 			res.Timestamp = v.strong.Stamp.Time.Time()
 			res.Expires = expiryTime(v.strong.Expiry)
@@ -154,7 +190,13 @@ func (v *versions) resolve(res *kv.Response, r Resolver, mode kv.SiblingMode) er
 			res.Found = true
 		}
 	}
-	winner := plain(r.Resolve(visible))
+	winner := r.Resolve(visible)
+	if winner.State && len(v.strong.Base) > 0 {
+		base, _ := decodeTallies(v.strong.Base)
+		all, _ := decodeTallies(winner.Value)
+		winner.Value = all.less(base).encode()
+	}
+	winner = plain(winner)
 	if res.Siblings == nil && !winner.Deleted {
 		res.Found, res.Value, res.Expires = true, winner.Value, expiryTime(winner.Expiry)
 	}

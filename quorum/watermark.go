@@ -145,7 +145,7 @@ func (s *Store) Rewrite(p kv.PartitionID, key []byte, done func(error)) {
 func (s *Store) Collect(p kv.PartitionID, key []byte, applied uint64, done func(gone bool, err error)) {
 	gone := false
 	s.change(p, key, false, func(err error) { done(gone && err == nil, err) }, func(v *versions) (causal.SiblingSet, bool) {
-		gone = v.set.IsZero() || v.collectable(applied)
+		gone = v.set.IsZero() || v.collectable(applied, s.deps.KeepsSiblings(key))
 		if gone && !v.set.IsZero() {
 			s.metrics.collected.Inc()
 		}
@@ -154,13 +154,16 @@ func (s *Store) Collect(p kv.PartitionID, key []byte, applied uint64, done func(
 }
 
 // collectable reports whether no replica needs the set any more.
-func (v *versions) collectable(applied uint64) bool {
+func (v *versions) collectable(applied uint64, keeps bool) bool {
 	at, dead := storage.DeadSince(v.set)
 	if !dead || v.repair.Healing || at > v.repair.Committed && mutant.Planted != mutant.TombstoneCollectedEarly {
 		return false
 	}
-	if v.set.Pruned > applied {
+	if needs(v.set) > applied {
 		return false // the state that replaced what is missing has not arrived, and only this row says that it will
+	}
+	if v.replaced(keeps) && !v.strong.Deleted && mutant.Planted != mutant.TombstoneAboveLive {
+		return false
 	}
 	for i := range v.set.Siblings {
 		t := v.set.Siblings[i].Stamp
@@ -168,7 +171,7 @@ func (v *versions) collectable(applied uint64) bool {
 		if t.Base.Index > applied {
 			return false
 		}
-		if v.hasStrong && !v.strong.Deleted && t.After(v.strong.Stamp) && mutant.Planted != mutant.TombstoneAboveLive {
+		if v.hasStrong && !v.strong.Deleted && !keeps && t.After(v.strong.Stamp) && mutant.Planted != mutant.TombstoneAboveLive {
 			return false
 		}
 	}

@@ -62,8 +62,8 @@ func (c *Coordinator) write(ctx context.Context, call *Call) (kv.Response, error
 			return res, err
 		}
 	}
-	if dots := o.draft.context.Dots; len(dots) > 0 {
-		c.catchUp(ctx, call, dots)
+	if seen := &o.draft.context; len(seen.Dots) > 0 || seen.Vector.Log() > 0 {
+		c.catchUp(ctx, call, seen)
 	}
 	return o.run(ctx)
 }

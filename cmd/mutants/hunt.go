@@ -96,6 +96,9 @@ var hunters = map[mutant.Name][]string{
 	mutant.ProofCheckedBefore:      {"pkg/node:TestReadThatWasHeldUpIsReadAgain"},
 	mutant.ProofOutlivesReplica:    {"pkg/node:TestProofOfAReplicaThatWasRebuiltIsNone"},
 	mutant.TombstoneAboveLive:      {"quorum:TestOnlyWhatNobodyNeedsIsCollected"},
+	mutant.HiddenBelowStrong:       {"quorum:TestConcurrentVersionsBelowAStrongWriteStayBesideIt", "TestNothingAcknowledgedInEitherLaneVanishesWhereVersionsAreKept"},
+	mutant.CounterBaseForgotten:    {"quorum:TestCounterIsTheLastStrongValueAndWhatThatHasNotReplaced"},
+	mutant.CoveredForgottenEarly:   {"consensus:TestCoveredIDsAreForgottenBelowTheWatermarkOnly"},
 }
 
 // mixed has operations of both lanes on the same keys.

@@ -12,6 +12,32 @@ import (
 // its own, whether the holder has seen that dot or not.
 type Vector []Dot
 
+// LogDot is what the state of the strong lane that a log entry wrote is called in vectors. The log is an actor of its own there, under
+// the name of no node, and its readings are indices: each state of a key replaces the one before, so that an entry for the log covers
+// exactly the states up to its index. They are far below every reading of a clock.
+func LogDot(index uint64) Dot { return Dot{Node: kv.NoNode, Time: HLC(index)} }
+
+// Log returns the index up to which the vector covers states of the strong lane, 0 if it covers none.
+func (v Vector) Log() uint64 {
+	if len(v) > 0 && v[0].Node == kv.NoNode {
+		return uint64(v[0].Time)
+	}
+	return 0
+}
+
+// LogUpTo returns the vector that covers no state of the strong lane beyond the index.
+func (v Vector) LogUpTo(index uint64) Vector {
+	switch {
+	case v.Log() <= index:
+		return v
+	case index == 0:
+		return v[1:]
+	}
+	out := slices.Clone(v)
+	out[0] = LogDot(index)
+	return out
+}
+
 // find returns the index of the node's entry, or where it would be inserted. Vectors have as many entries as nodes ever
 // coordinated the key, usually below ten, so walking beats a binary search.
 func (v Vector) find(n kv.NodeID) (int, bool) {

@@ -72,6 +72,9 @@ const (
 	ProofNeverOld           Name = "proof_never_old"
 	ProofCheckedBefore      Name = "proof_checked_before"
 	ProofOutlivesReplica    Name = "proof_outlives_replica"
+	HiddenBelowStrong       Name = "hidden_below_strong"
+	CounterBaseForgotten    Name = "counter_base_forgotten"
+	CoveredForgottenEarly   Name = "covered_forgotten_early"
 )
 
 // All returns every name, in the order in which they are run.
@@ -114,5 +117,8 @@ func All() []Name {
 		ProofNeverOld,
 		ProofCheckedBefore,
 		ProofOutlivesReplica,
+		HiddenBelowStrong,
+		CounterBaseForgotten,
+		CoveredForgottenEarly,
 	}
 }

@@ -2,9 +2,9 @@ package node
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/caprockdb/caprock/consensus"
-	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
@@ -21,6 +21,17 @@ func refusal(reply consensus.WriteReply) error {
 	}
 }
 
+// mismatch is the error of a condition that missed. One that asks for the very version that the state is at has missed because of
+// versions beside it.
+func mismatch(revision uint64, c kv.Condition) *kv.Error {
+	e := kv.Errorf(kv.CodeVersionMismatch, "the key is at version %d", revision)
+	if c.Kind == kv.ConditionVersion && c.Version == revision {
+		e = kv.Errorf(kv.CodeVersionMismatch, "the key has versions that were written eventually, which have no number")
+	}
+	e.CurrentVersion = revision
+	return e
+}
+
 // inquire answers what became of an operation on this node, which leads the partition as far as it knows. An operation
 // that is not known was not applied before the question was asked.
 func (n *Node) inquire(ctx context.Context, rt route) (kv.Response, error) {
@@ -35,7 +46,7 @@ func (n *Node) inquire(ctx context.Context, rt route) (kv.Response, error) {
 	res := kv.Response{
 		Found: reply.Found, Settled: true, Level: kv.LevelStrong, Outcome: kv.OutcomeNotApplied, Version: reply.Revision,
 		Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node, Replicas: n.strongReplicas(rt),
-		Context: causal.EncodeContext(rt.request.Key, nil),
+		Context: n.strongContext(rt.request.Key, reply.Revision),
 	}
 	if reply.Applied {
 		res.Outcome, res.Timestamp = kv.OutcomeApplied, reply.Stamp.Time.Time()
@@ -79,8 +90,8 @@ func (n *Node) batch(ctx context.Context, rt route) (kv.Response, error) {
 		return kv.Response{}, err
 	}
 	if !reply.Applied {
-		e := kv.Errorf(kv.CodeVersionMismatch, "operation %d: the key is at version %d; nothing was written", reply.Missed, reply.Revision)
-		e.CurrentVersion = reply.Revision
+		e := mismatch(reply.Revision, r.Items[reply.Missed].Condition)
+		e.Detail = fmt.Sprintf("operation %d: %s; nothing was written", reply.Missed, e.Detail)
 		return kv.Response{}, e
 	}
 	res := kv.Response{

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/caprockdb/caprock/consensus"
-	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/meta"
 	"github.com/caprockdb/caprock/pkg/mutant"
@@ -316,13 +315,13 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 		return kv.Response{}, err
 	}
 	if !reply.Applied {
-		e := kv.Errorf(kv.CodeVersionMismatch, "the key is at version %d", reply.Revision)
+		e := mismatch(reply.Revision, r.Condition)
 		e.CurrentVersion = reply.Revision
 		return kv.Response{}, e
 	}
 	return kv.Response{
 		Found: reply.Found, Settled: true, Level: kv.LevelStrong, Outcome: kv.OutcomeApplied,
-		Acks: reply.Acks, Version: reply.Revision, Context: causal.EncodeContext(r.Key, nil),
+		Acks: reply.Acks, Version: reply.Revision, Context: n.strongContext(r.Key, reply.Revision),
 		Timestamp: reply.Stamp.Time.Time(), Coordinator: n.id.Node, Replicas: n.strongReplicas(rt),
 	}, nil
 }
@@ -365,7 +364,7 @@ func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 		return kv.Response{}, err
 	}
 	res := kv.Response{
-		Settled: true, Level: kv.LevelStrong, Context: causal.EncodeContext(rt.request.Key, nil),
+		Settled: true, Level: kv.LevelStrong, Context: n.strongContext(rt.request.Key, s.Revision),
 		Acks: kv.Majority(len(rt.owners)), Coordinator: n.id.Node, Replicas: replicas,
 	}
 	if found && !s.Deleted {

@@ -69,7 +69,7 @@ func (n *Node) stateOf(rt *route, key []byte) (st standing, err error) {
 // stamp, until nothing is left beside the state. A version is settled only once it was known before the last round began: then
 // whatever was acknowledged before it is known too.
 func (n *Node) settle(ctx context.Context, rt *route, key []byte, promise bool) (standing, error) {
-	keeps := n.keepsSiblings(key)
+	keeps, before := n.keepsSiblings(key), n.everywhereBefore(rt)
 	var found quorum.Findings
 	var known causal.Stamp
 	var h causal.HLC
@@ -109,7 +109,7 @@ func (n *Node) settle(ctx context.Context, rt *route, key []byte, promise bool) 
 		case known != winner.Stamp && mutant.Planted != mutant.PeekOnce:
 			known = winner.Stamp
 		default:
-			if err := n.takeIn(ctx, rt, key, &st, &winner, &found); err != nil {
+			if err := n.takeIn(ctx, rt, key, &st, &winner, &found, before); err != nil {
 				return standing{}, err
 			}
 			known = causal.Stamp{}
@@ -120,11 +120,14 @@ func (n *Node) settle(ctx context.Context, rt *route, key []byte, promise bool) 
 
 // takeIn has the log take in the winner, unless the state has changed meanwhile: that is for the next round to see.
 func (n *Node) takeIn(
-	ctx context.Context, rt *route, key []byte, st *standing, winner *causal.Sibling, found *quorum.Findings,
+	ctx context.Context, rt *route, key []byte, st *standing, winner *causal.Sibling, found *quorum.Findings, before causal.HLC,
 ) error {
+	if err := n.room(st, 1, before); err != nil {
+		return err
+	}
 	op := consensus.WriteOp{
 		Key: key, Value: winner.Value, Delete: winner.Deleted,
-		Guard:   &consensus.Guard{Writes: []consensus.Expectation{{Revision: st.revision()}}},
+		Guard:   &consensus.Guard{Writes: []consensus.Expectation{{Revision: st.revision(), Before: before}}},
 		Settled: &consensus.Settled{ID: winner.ID, Stamp: winner.Stamp, Expiry: winner.Expiry},
 	}
 	if mutant.Planted == mutant.SettleCoversLosers {
@@ -141,6 +144,32 @@ func (n *Node) takeIn(
 		n.metrics.settles.WithLabelValues("applied").Inc()
 	}
 	return nil
+}
+
+// everywhereBefore returns the reading up to which all eventual writes of the partition, in every attempt, are on every replica: a Peek
+// that begins now finds each of them that the key's state does not cover, whoever answers it.
+func (n *Node) everywhereBefore(rt *route) causal.HLC {
+	mark := n.engine.State().Repair(rt.partition).Committed
+	span := causal.MakeHLC(quorum.AttemptSpan.Milliseconds(), 0)
+	return mark - min(mark, span)
+}
+
+// room refuses to cover more ids of eventual writes than a key's state has room for. Ids are forgotten as the repair watermark rises,
+// which it does not while a replica is away; to forget one too early could bring back what it wrote.
+func (n *Node) room(st *standing, more int, before causal.HLC) error {
+	if len(st.state.Strong.Covered)+more <= consensus.CoveredMax {
+		return nil
+	}
+	for _, id := range st.state.Strong.Covered {
+		if id.Time > max(before, st.state.Strong.Before) {
+			more++
+		}
+	}
+	if more <= consensus.CoveredMax {
+		return nil
+	}
+	n.metrics.settles.WithLabelValues("full").Inc()
+	return kv.Errorf(kv.CodeOverloaded, "the key has had %d eventual writes put in order since all replicas were last compared; no more fit", consensus.CoveredMax)
 }
 
 // peekMajority makes one round: it adds what a majority of the voters holds, this node's replica among them or not, and waits
@@ -246,6 +275,7 @@ func (n *Node) guarded(ctx context.Context, rt *route, op consensus.WriteOp) (co
 func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp, promise bool) (*consensus.Guard, error) {
 	g := rt.partition.Group()
 	sound, _ := n.strong.Sound(g)
+	before := n.everywhereBefore(rt)
 	peeked, err := n.strong.Peek(ctx, g, promise)
 	if err != nil {
 		return nil, err
@@ -254,7 +284,8 @@ func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp,
 	for i := range writes {
 		w, x := &writes[i], &guard.Writes[i]
 		answers := w.Answers()
-		if !answers && !n.keepsSiblings(w.Key) {
+		keeps := n.keepsSiblings(w.Key)
+		if !answers && !keeps {
 			x.Any = true
 			continue
 		}
@@ -262,34 +293,63 @@ func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp,
 		if err = n.vouch(g, sound, err); err != nil {
 			return nil, err
 		}
-		x.Revision, x.Time = st.revision(), st.promised
-		if st.beside == nil {
+		x.Revision, x.Time, x.Before = st.revision(), st.promised, before
+		if !keeps {
 			continue
 		}
-		if err := beside(w, st.beside, i); err != nil {
+		if err := n.judgeBeside(rt, w.Key, &st, x); err != nil {
 			return nil, err
 		}
-		x.Covers = st.beside.IDs(st.state)
 	}
 	return guard, nil
 }
 
-// beside refuses a condition that versions which the log does not know of do not meet: they have no number.
-func beside(w *consensus.WriteOp, found *quorum.Findings, i int) error {
-	if w.Condition.Kind != kv.ConditionVersion || w.Condition.Version == 0 && !found.Live() {
+// judgeBeside tells the expectation of a write what stands beside the state of a key whose prefix keeps versions. Whether that meets the
+// write's condition the log says: a repetition is answered with what was said first, whatever stands there by now.
+func (n *Node) judgeBeside(rt *route, key []byte, st *standing, x *consensus.Expectation) error {
+	resolver, err := n.resolverOf(rt, key)
+	if err != nil {
+		return err
+	}
+	x.Base = st.beside.Base(st.state, resolver)
+	if st.beside == nil {
 		return nil
 	}
-	return kv.Errorf(kv.CodeVersionMismatch, "operation %d: the key has versions that were written eventually, which have no number", i)
+	now, err := n.clock.Now()
+	if err != nil {
+		return kv.Errorf(kv.CodeInternal, "it could not be told what has expired: %w", err)
+	}
+	x.Beside, x.Covers = true, st.beside.IDs(st.state)
+	x.Live, x.Replaced = st.beside.Beside(st.state, now)
+	return n.room(st, len(x.Covers), x.Before)
+}
+
+func (n *Node) resolverOf(rt *route, key []byte) (quorum.Resolver, error) {
+	policy, _ := rt.state.PolicyFor(key)
+	resolver, err := n.resolvers.Resolver(policy.Resolver, policy.Expr)
+	if err != nil {
+		return nil, kv.Errorf(kv.CodeInternal, "the key's policy cannot be honoured by this node: %w", err)
+	}
+	return resolver, nil
+}
+
+// strongContext returns the context that goes with an answer about a key of which the state at the revision was seen, or written: where
+// versions are kept, an eventual write with it replaces that state.
+func (n *Node) strongContext(key []byte, revision uint64) []byte {
+	var seen causal.Vector
+	if revision > 0 && n.keepsSiblings(key) {
+		seen = causal.Vector{causal.LogDot(revision)}
+	}
+	return causal.EncodeContext(key, seen)
 }
 
 // strongBeside answers a strong read of a key whose prefix keeps versions, with those that a majority holds beside the state. It
 // settles nothing: which of them stays is for a write to say.
 func (n *Node) strongBeside(rt route, st *standing) (kv.Response, error) {
 	r := rt.request
-	policy, _ := rt.state.PolicyFor(r.Key)
-	resolver, err := n.resolvers.Resolver(policy.Resolver, policy.Expr)
+	resolver, err := n.resolverOf(&rt, r.Key)
 	if err != nil {
-		return kv.Response{}, kv.Errorf(kv.CodeInternal, "the key's policy cannot be honoured by this node: %w", err)
+		return kv.Response{}, err
 	}
 	now, err := n.clock.Now()
 	if err != nil {

@@ -95,5 +95,6 @@ func strongRow(s storage.Strong) []byte {
 	for _, d := range s.Covered {
 		b = causal.AppendDot(b, d)
 	}
+	b = append(causal.AppendHLC(b, s.Before), s.Base...)
 	return append(b, s.Value...)
 }

@@ -129,7 +129,7 @@ func (w *watcher) writeKept(node kv.NodeID, dot causal.Dot, e *eventualWrite, st
 	if err != nil {
 		return err
 	}
-	if set.Covers(dot) || hasStrong && !e.stamp.After(strong.Stamp) {
+	if set.Covers(dot) || hasStrong && (!e.stamp.After(strong.Stamp) || e.id.Time <= strong.Before) {
 		return nil
 	}
 	for _, id := range strong.Covered {

@@ -253,7 +253,7 @@ func (b *Batch) SetStrong(g kv.GroupID, key []byte, s Strong) {
 	invariant.Check(g != kv.MetaGroup, "the metadata group has no user keys")
 	invariant.Check(!s.Deleted || len(s.Value) == 0, "a tombstone has no value")
 	b.key = appendStateKey(b.key[:0], g, key)
-	b.engine.noteState(b.key, len(s.Covered) > 0)
+	b.engine.noteState(b.key, len(s.Covered) > 0 || s.Before != 0)
 	b.head = appendStrongHead(b.head[:0], &s)
 	b.put(formatStrong, b.head, s.Value)
 }

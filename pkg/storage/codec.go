@@ -35,13 +35,20 @@ type Strong struct {
 	Expiry   causal.HLC // 0: never
 	// Covered lists the ids of eventual writes that this state has folded in.
 	Covered []causal.Dot
+	// Before is a reading up to which all ids of eventual writes are covered, listed or not (consensus/guard.go).
+	Before causal.HLC
+	// Base is what a resolver whose versions are states has to leave out of the versions beside this state, because this state
+	// replaced it (quorum.Counter); nil for nothing.
+	Base []byte
 }
 
 const (
 	strongDeleted byte = 1 << iota
 	strongExpires
 	strongCovers
-	strongFlags = strongDeleted | strongExpires | strongCovers
+	strongForgets
+	strongBased
+	strongFlags = strongDeleted | strongExpires | strongCovers | strongForgets | strongBased
 )
 
 // dotBytesMin is the shortest encoded dot: a node and a clock reading.
@@ -157,6 +164,12 @@ func appendStrongHead(dst []byte, s *Strong) []byte {
 	if len(s.Covered) > 0 {
 		flags |= strongCovers
 	}
+	if s.Before != 0 {
+		flags |= strongForgets
+	}
+	if len(s.Base) > 0 {
+		flags |= strongBased
+	}
 	dst = binary.AppendUvarint(append(dst, flags), s.Revision)
 	dst = causal.AppendStamp(dst, s.Stamp)
 	if s.Expiry != 0 {
@@ -168,10 +181,16 @@ func appendStrongHead(dst []byte, s *Strong) []byte {
 			dst = causal.AppendDot(dst, d)
 		}
 	}
+	if s.Before != 0 {
+		dst = causal.AppendHLC(dst, s.Before)
+	}
+	if len(s.Base) > 0 {
+		dst = append(binary.AppendUvarint(dst, uint64(len(s.Base))), s.Base...)
+	}
 	return dst
 }
 
-// decodeStrong reads a state; Value aliases b.
+// decodeStrong reads a state; Value and Base alias b.
 func decodeStrong(b []byte) (Strong, error) {
 	if len(b) == 0 {
 		return Strong{}, errCutShort
@@ -201,6 +220,27 @@ func decodeStrong(b []byte) (Strong, error) {
 		if s.Covered, b, err = decodeDots(b); err != nil {
 			return Strong{}, err
 		}
+	}
+	if flags&strongForgets != 0 {
+		if s.Before, b, err = causal.DecodeHLC(b); err != nil {
+			return Strong{}, err
+		}
+		if s.Before == 0 {
+			return Strong{}, errEmpty
+		}
+	}
+	if flags&strongBased != 0 {
+		u := uvarints{b: b}
+		n := u.next()
+		switch {
+		case u.err != nil:
+			return Strong{}, u.err
+		case n == 0:
+			return Strong{}, errEmpty
+		case n > uint64(len(u.b)):
+			return Strong{}, errCutShort
+		}
+		s.Base, b = u.b[:n:n], u.b[n:]
 	}
 	if s.Deleted && len(b) > 0 {
 		return Strong{}, errDead

@@ -97,6 +97,12 @@ func genStrong(t *rapid.T) Strong {
 	for range rapid.IntRange(0, 4).Draw(t, "covered") {
 		s.Covered = append(s.Covered, genDot(t, "covered"))
 	}
+	if rapid.Bool().Draw(t, "forgets") {
+		s.Before = causal.HLC(rapid.Uint64Min(1).Draw(t, "before"))
+	}
+	if rapid.Bool().Draw(t, "based") {
+		s.Base = rapid.SliceOfN(rapid.Byte(), 1, 64).Draw(t, "base")
+	}
 	if !s.Deleted {
 		s.Value = rapid.SliceOfN(rapid.Byte(), 0, 64).Draw(t, "value")
 	}
@@ -144,6 +150,7 @@ func TestTruncatedPayloadsAreRefused(t *testing.T) {
 	s := Strong{
 		Revision: 9, Stamp: causal.Stamp{Base: causal.Position{Term: 2, Index: 300}, Time: 1 << 60, Node: 3},
 		Expiry: 77, Covered: []causal.Dot{{Node: 1, Time: 2}, {Node: 300, Time: 4}},
+		Before: 5, Base: []byte("base"),
 	}
 	head := appendStrongHead(nil, &s)
 	for n := range head {

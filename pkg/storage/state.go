@@ -19,6 +19,7 @@ func (e *Engine) State() State { return State{e: e} }
 // ownStrong decodes a state whose slices are the caller's own.
 func ownStrong(payload []byte) (Strong, error) {
 	s, err := decodeStrong(payload)
+	s.Base = bytes.Clone(s.Base)
 	if s.Deleted {
 		s.Value = nil
 		return s, err

@@ -190,6 +190,8 @@ func appendReadReply(dst []byte, r *quorum.ReadReply) []byte {
 		for _, d := range s.Covered {
 			dst = causal.AppendDot(dst, d)
 		}
+		dst = causal.AppendHLC(dst, s.Before)
+		dst = append(binary.AppendUvarint(dst, uint64(len(s.Base))), s.Base...)
 		dst = binary.AppendUvarint(dst, uint64(len(s.Value)))
 		dst = append(dst, s.Value...)
 	}
@@ -246,6 +248,12 @@ func decodeStrong(b []byte, s *storage.Strong) (rest []byte, err error) {
 		if s.Covered[i], b, err = causal.DecodeDot(b); err != nil {
 			return nil, err
 		}
+	}
+	if s.Before, b, err = causal.DecodeHLC(b); err != nil {
+		return nil, err
+	}
+	if s.Base, b, err = decodeBytes(b); err != nil {
+		return nil, err
 	}
 	s.Value, b, err = decodeBytes(b)
 	return b, err
