@@ -67,7 +67,7 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 		Name: "kvstore_guarded_overtaken_total", Help: "Strong writes judged anew because their key had changed before their entry was applied.",
 	})
 	m.settles = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "kvstore_settles_total", Help: "Eventual versions offered to the log, by whether it took them in or the key had changed.",
+		Name: "kvstore_settles_total", Help: "Eventual versions offered to the log, by whether it took them in, the key had changed, or its state was full.",
 	}, []string{"result"})
 	m.proofs = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "kvstore_bounded_proofs_total",
