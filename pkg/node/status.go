@@ -294,7 +294,7 @@ func (n *Node) Ready(level kv.Level) error {
 	case !st.Ready():
 		return kv.Errorf(kv.CodeNotReady, "the cluster has no partition map yet")
 	}
-	if level == kv.LevelStrong || level == kv.LevelUnset {
+	if level == kv.LevelStrong || level == kv.LevelBounded || level == kv.LevelUnset { // a proof needs a leader, too
 		if err := n.readyStrong(); err != nil {
 			return err
 		}
