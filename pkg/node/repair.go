@@ -63,10 +63,30 @@ func (r repairer) Collect(ctx context.Context, p kv.PartitionID, key []byte, app
 	r.n.eventual.Collect(p, key, applied, func(gone bool, err error) { reported <- result{gone, err} })
 	select {
 	case res := <-reported:
-		return res.gone, res.err
+		if res.gone || res.err != nil {
+			return res.gone, res.err
+		}
 	case <-ctx.Done():
 		return false, ctx.Err()
 	}
+	return false, r.n.settleDead(ctx, p, key)
+}
+
+// settleDead has the log take in a deletion, or a value that has expired, which stays only because it hides a live state of the strong
+// lane. Once that state is a tombstone too, every replica may let go of its own row. Where versions are kept a write has to say what
+// becomes of them.
+func (n *Node) settleDead(ctx context.Context, p kv.PartitionID, key []byte) error {
+	if n.strong.Leader(p.Group()) != n.id.Node || n.keepsSiblings(key) {
+		return nil
+	}
+	s, found, err := n.engine.State().Strong(p.Group(), key)
+	if err != nil || !found || s.Deleted {
+		return err
+	}
+	st := n.machine.State()
+	rt := route{request: &kv.Request{Op: kv.OpGet, Level: kv.LevelStrong, Key: key}, state: st, partition: p, owners: st.Map.Partitions[p].Replicas}
+	_, err = n.settle(ctx, &rt, key, false)
+	return err
 }
 
 // Flush implements antientropy.Replica.

@@ -369,3 +369,26 @@ func TestStrongOperationsAnswerAndReplaceAllConcurrentVersions(t *testing.T) {
 		}
 	})
 }
+
+func TestDeletionsThatHideStrongValuesAreSettledAndGo(t *testing.T) {
+	inTunedBubble(t, 1, 3, quickRepair, func(t *testing.T, ctx context.Context, c *Cluster) {
+		const key = "k"
+		_, err := put(ctx, c, 0, kv.LevelStrong, key, "live")
+		require.NoError(t, err)
+		_, err = c.Execute(ctx, 1, &kv.Request{Op: kv.OpDelete, Level: kv.LevelEventual, Key: []byte(key)})
+		require.NoError(t, err)
+		until(t, time.Minute, "a deletion above a live value stays for ever", func() bool {
+			for i := range 3 {
+				if set, held := eventualRows(t, c, i)[key]; held && !set.IsZero() || !stateAt(t, c, i, key).Deleted {
+					return false
+				}
+			}
+			return true
+		})
+		for i := range 3 {
+			res, err := get(ctx, c, i, kv.LevelLocal, key)
+			require.NoError(t, err)
+			require.False(t, res.Found, "the value is back at n%d", i+1)
+		}
+	})
+}
