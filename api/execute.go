@@ -23,6 +23,17 @@ func newExecutor(deps Deps, limits kv.Limits) (*executor, error) {
 	return &executor{backend: deps.Backend, metrics: m, limits: limits}, nil
 }
 
+// executorOf is newExecutor for a front, whose configuration is as invalid says and whose collaborators are not checked yet.
+func executorOf(invalid error, deps Deps, limits kv.Limits) (*executor, error) {
+	if invalid != nil {
+		return nil, invalid
+	}
+	if err := deps.Validate(); err != nil {
+		return nil, err
+	}
+	return newExecutor(deps, limits)
+}
+
 // execute runs the request, whose deadline is in ctx, and counts it. A read of an absent key is no error.
 //
 // A request that names its level is validated here already, so that nonsense is refused before it costs an admission

@@ -120,13 +120,7 @@ type GRPC struct {
 
 // RegisterGRPC registers the public services (KV, health and reflection) with a server made with GRPCServerOptions.
 func RegisterGRPC(s *grpc.Server, cfg GRPCConfig, deps Deps) (*GRPC, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	if err := deps.Validate(); err != nil {
-		return nil, err
-	}
-	exec, err := newExecutor(deps, cfg.Limits)
+	exec, err := executorOf(cfg.Validate(), deps, cfg.Limits)
 	if err != nil {
 		return nil, err
 	}

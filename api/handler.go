@@ -57,16 +57,10 @@ type routeEntry struct {
 func NewHandler(cfg Config, deps Deps) (http.Handler, error) { return newHandler(cfg, deps) }
 
 func newHandler(cfg Config, deps Deps) (*handler, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	if err := deps.Validate(); err != nil {
-		return nil, err
-	}
 	if deps.Gatherer == nil {
 		return nil, errors.New("api: Deps.Gatherer is missing")
 	}
-	exec, err := newExecutor(deps, cfg.Limits)
+	exec, err := executorOf(cfg.Validate(), deps, cfg.Limits)
 	if err != nil {
 		return nil, err
 	}

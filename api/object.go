@@ -53,6 +53,9 @@ func decodeStrings(body []byte, names []string, values [][]byte) *kv.Error {
 	}
 }
 
+// fieldNameBytesMax bounds how much of an unknown name is repeated in an answer.
+const fieldNameBytesMax = 64
+
 // decodeName reads a member's name and returns its index in names.
 func decodeName(body []byte, i int, names []string) (which, next int, _ *kv.Error) {
 	name, next, err := decodeString(body, i)
@@ -64,10 +67,10 @@ func decodeName(body []byte, i int, names []string) (which, next int, _ *kv.Erro
 			return which, next, nil
 		}
 	}
-	if len(name) > nearestBytesMax {
-		name = name[:nearestBytesMax]
+	if len(name) > fieldNameBytesMax {
+		name = name[:fieldNameBytesMax]
 	}
-	return 0, 0, kv.Errorf(kv.CodeBadRequest, "unknown field %q; did you mean %q?", name, nearest(string(name), names))
+	return 0, 0, kv.Errorf(kv.CodeBadRequest, "unknown field %q; did you mean %q?", name, kv.Nearest(string(name), names))
 }
 
 func malformed(at int, rule string) *kv.Error {

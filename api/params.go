@@ -109,7 +109,7 @@ func (h *handler) nearestParam(name string) string {
 	for i := range h.params {
 		names[i] = h.params[i].name
 	}
-	return nearest(name, names)
+	return kv.Nearest(name, names)
 }
 
 // nextParam cuts the first parameter off a query that is not empty.
@@ -310,7 +310,7 @@ func queryValues(query string, names ...string) (map[string]string, *kv.Error) {
 		if _, twice := values[name]; twice {
 			return nil, kv.Errorf(kv.CodeBadRequest, "parameter %q is given more than once", name)
 		}
-		if nearestName := nearest(name, names); nearestName == "" {
+		if nearestName := kv.Nearest(name, names); nearestName == "" {
 			return nil, kv.Errorf(kv.CodeBadRequest, "unknown parameter %q; this route takes none", name)
 		} else if nearestName != name {
 			return nil, kv.Errorf(kv.CodeBadRequest, "unknown parameter %q; did you mean %q?", name, nearestName)

@@ -130,15 +130,3 @@ func FuzzKeyIsNeverAnotherKey(f *testing.F) {
 		}
 	})
 }
-
-func TestNearestName(t *testing.T) {
-	known := []string{"consistency", "timeout", "ttl", "n", "r", "w"}
-	for name, want := range map[string]string{
-		"consistancy": "consistency", "Consistency": "consistency", "level": "ttl", "time-out": "timeout", "tt": "ttl", "N": "n", "consistency": "consistency",
-	} {
-		require.Equal(t, want, nearest(name, known), name)
-	}
-	require.Empty(t, nearest("x", nil))
-	require.NotEmpty(t, nearest(strings.Repeat("consistency", 1000), known))
-	require.Equal(t, 3, editDistance("kitten", "sitting"))
-}

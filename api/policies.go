@@ -137,7 +137,7 @@ func decodePolicy(prefix, body []byte) (kv.Policy, *kv.Error) {
 	known := policyFields()
 	for _, name := range sortedNames(fields) {
 		if !slices.Contains(known, name) {
-			return p, kv.Errorf(kv.CodeBadRequest, "unknown field %q; did you mean %q?", cutText(name), nearest(name, known))
+			return p, kv.Errorf(kv.CodeBadRequest, "unknown field %q; did you mean %q?", cutText(name), kv.Nearest(name, known))
 		}
 		if string(fields[name]) == "null" {
 			continue

@@ -112,13 +112,7 @@ type RESP struct {
 
 // NewRESP returns the Redis front.
 func NewRESP(cfg RESPConfig, deps Deps) (*RESP, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	if err := deps.Validate(); err != nil {
-		return nil, err
-	}
-	exec, err := newExecutor(deps, cfg.Limits)
+	exec, err := executorOf(cfg.Validate(), deps, cfg.Limits)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,8 @@ import (
 	"github.com/knadh/koanf/providers/posflag"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
+
+	"github.com/caprockdb/caprock/pkg/kv"
 )
 
 // EnvPrefix starts the name of every environment variable that is a setting.
@@ -131,7 +133,7 @@ func apply(layer *koanf.Koanf, c *Config, src source) error {
 		f := fs.Lookup(key)
 		if f == nil {
 			return fmt.Errorf("%s is not a setting; the nearest one is %s (`caprock start --help` lists them all)",
-				src.place(key), src.spell(Nearest(key, Names())))
+				src.place(key), src.spell(kv.Nearest(key, Names())))
 		}
 		text, err := settingText(layer.Get(key))
 		if err != nil {

@@ -1,7 +1,7 @@
 // Package quorum is the eventual lane: it writes a key's sibling set to n replicas and answers at W durable
 // acknowledgements, and reads from R of them and merges.
 //
-// It owns the coordinator of eventual requests, the vote tracker, the resolvers, read repair, and the local replica's
+// It owns the coordinator of eventual requests, the vote tracker, the resolvers, read repair, hints, and the local replica's
 // accept rule for eventual versions. What it promises:
 //
 //   - An acknowledgement means durable. A coordinator answers "applied" only when its own copy is among the W durable
@@ -12,5 +12,6 @@
 //
 // It never decides who owns a partition (the caller passes the owners and the epoch), never reads the wall clock (stamps
 // come from the causal.Clock), never writes storage directly (the Committer does, in the node's shared batch), and
-// starts no goroutine: replicas answer through callbacks. DESIGN.md explains the flow and what was rejected.
+// keeps no goroutine for a request: replicas answer through callbacks. Those of Run and Tend belong to their caller. DESIGN.md
+// explains the flow and what was rejected.
 package quorum

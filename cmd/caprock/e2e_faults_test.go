@@ -80,24 +80,8 @@ func TestNodeWhoseDiskFailsStopsAndSaysWhy(t *testing.T) {
 // A kill leaves what was written in the hands of the kernel. On volatile disks it takes away what was not synced.
 func TestNothingAcknowledgedIsLostWhenAllNodesLoseTheirPower(t *testing.T) {
 	c := startCluster(t)
-	var loads []*load
-	for i, n := range c.nodes {
+	for _, n := range c.nodes {
 		c.faults(n, http.StatusOK, http.MethodPost, `[{"disk":"volatile"}]`)
-		prefix := "/kv/n" + itoa(i)
-		loads = append(loads,
-			startLoad(t, n, func(i int) string { return prefix + "s" + itoa(i) + "?consistency=strong" }),
-			startLoad(t, n, func(i int) string { return prefix + "e" + itoa(i) + "?consistency=eventual&w=2" }))
 	}
-	for _, l := range loads {
-		l.waitFor(15)
-	}
-	c.kill(c.nodes...)
-	for _, l := range loads {
-		l.finish()
-	}
-	c.start(c.nodes...)
-	c.waitReady(c.nodes...)
-	for i, l := range loads {
-		l.requireAll(c, c.nodes[i%3], []string{"strong", "eventual"}[i%2])
-	}
+	killAllUnderLoad(t, c, "")
 }

@@ -95,3 +95,28 @@ func (l *load) requireAll(c *e2eCluster, n *e2eNode, level string) {
 		require.Equal(l.t, itoa(i), a.body["value"], "acknowledged and lost")
 	}
 }
+
+// killAllUnderLoad writes through every node at both levels, kills all of them in the midst of it, and requires every acknowledged
+// write after they are back. The keys begin with the prefix.
+func killAllUnderLoad(t *testing.T, c *e2eCluster, prefix string) {
+	t.Helper()
+	var loads []*load
+	for i, n := range c.nodes {
+		key := "/kv/" + prefix + "n" + itoa(i)
+		loads = append(loads,
+			startLoad(t, n, func(i int) string { return key + "s" + itoa(i) + "?consistency=strong" }),
+			startLoad(t, n, func(i int) string { return key + "e" + itoa(i) + "?consistency=eventual&w=2" }))
+	}
+	for _, l := range loads {
+		l.waitFor(15)
+	}
+	c.kill(c.nodes...)
+	for _, l := range loads {
+		l.finish()
+	}
+	c.start(c.nodes...)
+	c.waitReady(c.nodes...)
+	for i, l := range loads {
+		l.requireAll(c, c.nodes[i%3], []string{"strong", "eventual"}[i%2])
+	}
+}

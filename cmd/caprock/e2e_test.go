@@ -219,26 +219,7 @@ func (c *e2eCluster) leaderOfAt(n *e2eNode, key string) *e2eNode {
 func TestNothingAcknowledgedIsLostWhenAllNodesAreKilled(t *testing.T) {
 	c := startCluster(t)
 	for round := range 2 {
-		var loads []*load
-		for i, n := range c.nodes {
-			prefix := fmt.Sprintf("/kv/r%dn%d", round, i)
-			loads = append(loads,
-				startLoad(t, n, func(i int) string { return prefix + "s" + itoa(i) + "?consistency=strong" }),
-				startLoad(t, n, func(i int) string { return prefix + "e" + itoa(i) + "?consistency=eventual&w=2" }))
-		}
-		for _, l := range loads {
-			l.waitFor(15)
-		}
-		c.kill(c.nodes...)
-		for _, l := range loads {
-			l.finish()
-		}
-		c.start(c.nodes...)
-		c.waitReady(c.nodes...)
-		for i, l := range loads {
-			level := []string{"strong", "eventual"}[i%2]
-			l.requireAll(c, c.nodes[i%3], level)
-		}
+		killAllUnderLoad(t, c, "r"+itoa(round))
 	}
 }
 

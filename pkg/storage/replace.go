@@ -148,17 +148,7 @@ func (c *copier) flush() error {
 // ScanCopies calls fn for each copy that ReplaceSiblings left, until fn returns false or an error. What fn gets is its own.
 func (s State) ScanCopies(p kv.PartitionID, fn func(key []byte, set causal.SiblingSet) (more bool, err error)) error {
 	prefix := appendTreeRow(nil, p, treeCopy)
-	return s.e.scan(prefix, appendTreeRow(nil, p, treeEnd), prefix, func(key, row []byte) (bool, error) {
-		var set causal.SiblingSet
-		err := s.e.useRow(key, row, formatSiblings, func(payload []byte) (err error) {
-			set, err = ownSiblings(payload)
-			return err
-		})
-		if err != nil {
-			return false, err
-		}
-		return fn(bytes.Clone(key[len(prefix):]), set)
-	})
+	return s.scanSets(prefix, appendTreeRow(nil, p, treeEnd), prefix, fn)
 }
 
 // DeleteCopy removes a copy that has been merged.

@@ -154,7 +154,15 @@ func (s State) ScanSiblings(
 ) error {
 	prefix := appendSiblingsPrefix(nil, p)
 	start := append(bytes.Clone(prefix), from...)
-	return s.e.scan(prefix, appendPrefixEnd(nil, prefix), start, func(key, row []byte) (bool, error) {
+	return s.scanSets(prefix, appendPrefixEnd(nil, prefix), start, fn)
+}
+
+// scanSets calls fn for the sets in the rows from start to end, whose keys stand behind the prefix, until fn returns false or an
+// error. What fn gets is its own.
+func (s State) scanSets(
+	prefix, end, start []byte, fn func(key []byte, set causal.SiblingSet) (more bool, err error),
+) error {
+	return s.e.scan(prefix, end, start, func(key, row []byte) (bool, error) {
 		var set causal.SiblingSet
 		err := s.e.useRow(key, row, formatSiblings, func(payload []byte) (err error) {
 			set, err = ownSiblings(payload)

@@ -1,10 +1,11 @@
-package api
+package kv
 
 // nearestBytesMax bounds how much of an unknown name is compared: the names we know are far shorter.
 const nearestBytesMax = 64
 
-// nearest returns the known name with the smallest edit distance to name, "" when none is known.
-func nearest(name string, known []string) string {
+// Nearest returns the known name with the smallest edit distance to name, the first of several, "" when none is known: what somebody
+// may have meant who misspelled a setting, a parameter or a field.
+func Nearest(name string, known []string) string {
 	if len(name) > nearestBytesMax {
 		name = name[:nearestBytesMax]
 	}
