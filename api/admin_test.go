@@ -107,6 +107,7 @@ func TestPolicies(t *testing.T) {
 	require.JSONEq(t, whole, w.Body.String())
 	require.Equal(t, kv.Policy{
 		Prefix: []byte("user:/"), Default: kv.LevelEventual, Lanes: "mixed", Quorum: kv.Quorum{N: 3, R: 2, W: 1}, Resolver: "siblings", ReadRepair: "background",
+		Durability: "sync",
 	}, node.policies["user:/"])
 	require.JSONEq(t, whole, call(t, h, "GET", "/admin/policies/user:/", "").Body.String())
 
@@ -151,14 +152,15 @@ func TestBadPoliciesChangeNothing(t *testing.T) {
 		`{"resolver":"new est"}`:   {kv.CodeBadRequest, "resolver"},
 		`{"resolver":"expr"}`:      {kv.CodeBadRequest, "needs expr"},
 		`{"lanes":"strong-only","default":"eventual"}`: {kv.CodeBadRequest, "refuses"},
-		`{"lanes":"weak"}`:                {kv.CodeBadRequest, "weak"},
-		`{"expr":"true"}`:                 {kv.CodeBadRequest, "expr goes with"},
-		`{"ttl":"soon"}`:                  {kv.CodeBadRequest, "soon"},
-		`{"ttl":5}`:                       {kv.CodeBadRequest, "not a string"},
-		`{"durability":"async"}`:          {kv.CodeBadRequest, "not supported"},
-		`{"read_repair":"never"}`:         {kv.CodeBadRequest, "never"},
-		`{"state":"active"}`:              {kv.CodeBadRequest, `unknown field "state"`},
-		strings.Repeat(" ", 1<<20) + `{}`: {kv.CodeValueTooLarge, "1048576"},
+		`{"lanes":"weak"}`:       {kv.CodeBadRequest, "weak"},
+		`{"expr":"true"}`:        {kv.CodeBadRequest, "expr goes with"},
+		`{"ttl":"soon"}`:         {kv.CodeBadRequest, "soon"},
+		`{"ttl":5}`:              {kv.CodeBadRequest, "not a string"},
+		`{"durability":"never"}`: {kv.CodeBadRequest, "unknown durability"},
+		`{"durability":"async","resolver":"counter"}`: {kv.CodeBadRequest, "goes with the resolver lww"},
+		`{"read_repair":"never"}`:                     {kv.CodeBadRequest, "never"},
+		`{"state":"active"}`:                          {kv.CodeBadRequest, `unknown field "state"`},
+		strings.Repeat(" ", 1<<20) + `{}`:             {kv.CodeValueTooLarge, "1048576"},
 	} {
 		node := newFakeNode()
 		doc := problemOf(t, call(t, newTestHandler(t, node), "PUT", "/admin/policies/p", body, jsonType))

@@ -12,11 +12,6 @@ import (
 
 const policyMethods = "GET, HEAD, PUT, DELETE"
 
-// Values of policy fields that this version has no alternative to.
-const (
-	durabilitySync = "sync"
-)
-
 // policy serves /admin/policies/{prefix}.
 func (x *exchange) policy(rest string, encoded bool) {
 	if !allows(policyMethods, x.r.Method) {
@@ -192,7 +187,8 @@ func decodePolicyField(p *kv.Policy, name string, raw json.RawMessage) *kv.Error
 		p.Lanes = value
 		return onlySupported(name, value, kv.AllLanes())
 	case "durability":
-		return onlySupported(name, value, []string{durabilitySync}, "async")
+		p.Durability = value
+		return onlySupported(name, value, []string{kv.DurabilitySync, kv.DurabilityAsync})
 	case "read_repair":
 		p.ReadRepair = value
 		return onlySupported(name, value, []string{kv.RepairBackground, kv.RepairBlocking, kv.RepairOff})
@@ -211,13 +207,11 @@ func decodePolicyCount(name string, raw json.RawMessage, into *int) *kv.Error {
 	return parseCount(name, number.String(), into)
 }
 
-// onlySupported tells a value that this version honours from one that a later version will, and from nonsense.
-func onlySupported(name, value string, supported []string, later ...string) *kv.Error {
+// onlySupported refuses a value that is none of a field's.
+func onlySupported(name, value string, supported []string) *kv.Error {
 	switch {
 	case slices.Contains(supported, value):
 		return nil
-	case slices.Contains(later, value):
-		return kv.Errorf(kv.CodeBadRequest, "%s %q is not supported by this version", name, value)
 	default:
 		return kv.Errorf(kv.CodeBadRequest, "unknown %s %q; it is one of %q", name, cutText(value), supported)
 	}
@@ -259,7 +253,9 @@ func appendPolicy(dst []byte, p *kv.Policy) []byte {
 	} else {
 		dst = appendText(dst, p.TTL.String())
 	}
-	dst = append(dst, `,"durability":"`+durabilitySync+`","read_repair":`...)
+	dst = append(dst, `,"durability":`...)
+	dst = appendText(dst, cmp.Or(p.Durability, kv.DurabilitySync))
+	dst = append(dst, `,"read_repair":`...)
 	dst = appendText(dst, cmp.Or(p.ReadRepair, kv.RepairBackground))
 	return append(dst, `,"state":"active"}`...)
 }

@@ -97,6 +97,10 @@ type Config struct {
 	// synced, in bytes. Defaults 16384 and 64 MiB. Beyond them Commit refuses.
 	FillsMax     int
 	FillBytesMax int64
+	// LateMax is how long a write that does not wait for the disk (CommitAsync) may be without a sync that was asked for. Default 10 ms. It
+	// is what a power cut takes of such writes, beside the time that a sync takes; the shorter, the more often the disk is synced for them
+	// alone.
+	LateMax time.Duration
 	// BatchBytesMax is the size at which an iteration's batch takes no more eventual writes. Default 4 MiB.
 	BatchBytesMax int
 	// SyncsMax bounds the batches that are being synced. Default 256. Beyond it the loop waits for the disk; a leader
@@ -157,6 +161,7 @@ func DefaultConfig() Config {
 		CheckBytesPerSecond:    32 << 20,
 		FillsMax:               16384,
 		FillBytesMax:           64 << 20,
+		LateMax:                10 * time.Millisecond,
 		BatchBytesMax:          4 << 20,
 		SyncsMax:               256,
 		SyncsAheadMax:          1,

@@ -6,10 +6,12 @@ import (
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
-// fill is one write of the eventual lane: what it puts into the batch, and who hears whether that became durable.
+// fill is one write of the eventual lane: what it puts into the batch, and who hears whether that became durable. visible, where there is
+// one, hears before that when reads of storage find the write.
 type fill struct {
-	write func(*storage.Batch)
-	done  func(error)
+	write   func(*storage.Batch)
+	visible func()
+	done    func(error)
 }
 
 // mail is everything that can arrive for the loop between two iterations.

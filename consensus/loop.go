@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,8 +44,9 @@ type loop struct {
 	appendBytes           int
 	// held are the groups of those messages.
 	held map[kv.GroupID]bool
-	// fills are eventual writes that no batch has taken yet.
+	// fills are eventual writes that no batch has taken yet. late are those that were answered and wait for a sync.
 	fills []fill
+	late  late
 	// syncing are the batches on their way to the disk, oldest first. Their numbers rise by one.
 	syncing []syncing
 	// batches is the number of the newest batch, durable that of the newest durable one.
@@ -98,6 +100,9 @@ func (s *Store) Run(ctx context.Context) error {
 	l.running.Go(func() { s.hashStates(background, hashings) })
 	l.running.Go(func() { s.gauge(background) })
 	l.run(ctx)
+	if l.failure == nil && !l.late.empty() {
+		l.syncLate()
+	}
 	cancel()
 	left := s.inbox.close()
 	s.exports.close()
@@ -131,6 +136,7 @@ func (l *loop) run(ctx context.Context) {
 			case <-ticker.C:
 				tick = true
 			case <-l.inbox.wake:
+			case <-l.late.due:
 			}
 		}
 		l.iterate(tick)
@@ -246,8 +252,11 @@ func (l *loop) failAll(g *group, failure func(kv.Outcome) *kv.Error) {
 func (l *loop) end(left mail) {
 	l.finishAll(left.ops, stopped(kv.OutcomeNotApplied))
 	l.refuseBarriers(left.barriers, stopped(kv.OutcomeNotApplied))
-	for _, f := range append(l.fills, left.fills...) {
+	for _, f := range slices.Concat(l.late.fills, l.fills, left.fills) {
 		f.done(stopped(kv.OutcomeNotApplied))
+	}
+	for _, done := range l.late.dones {
+		done(stopped(kv.OutcomeUnknown))
 	}
 	for _, g := range l.order {
 		l.failAll(g, stopped)
@@ -381,7 +390,13 @@ func (l *loop) enqueue() {
 		}
 		l.work(g)
 	}
-	l.fills = append(l.fills, l.mail.fills...)
+	for _, f := range l.mail.fills {
+		if f.visible != nil {
+			l.late.fills = append(l.late.fills, f)
+		} else {
+			l.fills = append(l.fills, f)
+		}
+	}
 }
 
 // proposeBusy turns what waits in busy groups into entries and read rounds.

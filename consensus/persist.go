@@ -122,6 +122,7 @@ func (s *Store) gauge(ctx context.Context) {
 
 // persist puts what all groups and the eventual lane have to write into one batch and starts its sync.
 func (l *loop) persist() {
+	l.writeLate()
 	if l.failure != nil || !l.mustPersist() {
 		return
 	}
@@ -146,31 +147,44 @@ func (l *loop) persist() {
 	bytes := int64(b.Len() - logBytes)
 	l.fillBytes.Add(bytes)
 	l.metrics.syncEntries.Observe(float64(entries))
-	started := time.Now()
-	if err := l.deps.Engine.ApplyNoSyncWait(b); err != nil {
-		b.Close()
-		l.fillBytes.Add(-bytes)
-		for _, done := range dones {
-			done(err)
-		}
-		l.fail(fmt.Errorf("consensus: write: %w", err))
+	if !l.startSync(b, dones, bytes) {
 		return
 	}
-	l.batches++
-	l.syncing = append(l.syncing, syncing{number: l.batches})
 	for _, g := range l.readied {
 		if g.ready.append {
 			g.lastSync = l.batches
 			l.answerAfter(g, l.batches, g.ready.responses)
 		}
 	}
+}
+
+// startSync applies the batch and starts its sync, which the writes that were answered before join. It returns false when storage failed.
+func (l *loop) startSync(b *storage.Batch, dones []func(error), bytes int64) bool {
+	started := time.Now()
+	lateDones, lateBytes, err := l.joinLate(b)
+	dones, bytes = append(dones, lateDones...), bytes+lateBytes
+	if err == nil {
+		err = l.deps.Engine.ApplyNoSyncWait(b)
+	}
+	if err != nil {
+		b.Close()
+		l.fillBytes.Add(-bytes)
+		for _, done := range dones {
+			done(err)
+		}
+		l.fail(fmt.Errorf("consensus: write: %w", err))
+		return false
+	}
+	l.batches++
+	l.syncing = append(l.syncing, syncing{number: l.batches})
 	// The channel has a slot for every batch that may be syncing, so this never blocks.
 	l.jobs <- syncJob{number: l.batches, batch: b, dones: dones, bytes: bytes, started: started}
+	return true
 }
 
 // mustPersist reports whether there is anything to write that should not wait.
 func (l *loop) mustPersist() bool {
-	if len(l.fills) > 0 && !l.crowded() {
+	if l.late.overdue(l.cfg.LateMax) || len(l.fills) > 0 && !l.crowded() && len(l.late.fills) == 0 {
 		return true
 	}
 	for _, g := range l.readied {
@@ -183,7 +197,8 @@ func (l *loop) mustPersist() bool {
 
 // takeFills lets waiting eventual writes add to the batch, as many as it should hold.
 func (l *loop) takeFills(b *storage.Batch) []func(error) {
-	if len(l.fills) == 0 {
+	// What came before must not be made durable after, which is what some wait for: an empty write to know that all before it is.
+	if len(l.fills) == 0 || len(l.late.fills) > 0 {
 		return nil
 	}
 	n := 0

@@ -191,6 +191,16 @@ func (s *Store) Receive(from kv.NodeID, frame []byte) error {
 // done is called once that batch is durable, or is known not to become so. Neither may block, and write only encodes.
 // An error from Commit itself means that neither will be called.
 func (s *Store) Commit(write func(*storage.Batch), done func(error)) error {
+	return s.commit(fill{write: write, done: done})
+}
+
+// CommitAsync is Commit for who does not wait for the disk: visible is called as soon as reads find what was written, unless done is
+// called with an error first. The sync is asked for within Config.LateMax of that, with what else is written then.
+func (s *Store) CommitAsync(write func(*storage.Batch), visible func(), done func(error)) error {
+	return s.commit(fill{write: write, visible: visible, done: done})
+}
+
+func (s *Store) commit(f fill) error {
 	if s.deps.Engine.Pressure() >= s.cfg.PressureMax {
 		return s.overloaded("pressure", "storage is close to stalling")
 	}
@@ -199,7 +209,7 @@ func (s *Store) Commit(write func(*storage.Batch), done func(error)) error {
 		return s.overloaded("fills", "too many eventual writes wait for the disk")
 	}
 	if !s.inbox.post(func(m *mail) bool {
-		m.fills = append(m.fills, fill{write: write, done: done})
+		m.fills = append(m.fills, f)
 		return true
 	}) {
 		s.fillsQueued.Add(-1)

@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -172,6 +173,7 @@ func (n *testNode) start() {
 		State: n.engine.State(), Committer: n.disk, Clock: n.clock, Logger: log, Registerer: n.reg,
 		Base:          func(kv.GroupID) causal.Position { return *n.position.Load() },
 		KeepsSiblings: func([]byte) bool { return n.c.resolver().KeepsSiblings() },
+		Async:         func(key []byte) bool { return bytes.HasPrefix(key, []byte("async:")) },
 	})
 	require.NoError(t, err)
 	alive := func(id kv.NodeID) bool { return !n.c.node(id).dead.Load() }

@@ -2,6 +2,7 @@ package quorum
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,8 +25,9 @@ type testDisk struct {
 }
 
 type queuedCommit struct {
-	fill func(*storage.Batch)
-	done func(error)
+	fill    func(*storage.Batch)
+	done    func(error)
+	visible func() // nil: it is synced before anybody hears of it
 }
 
 func newTestDisk(e *storage.Engine) *testDisk {
@@ -33,12 +35,20 @@ func newTestDisk(e *storage.Engine) *testDisk {
 }
 
 func (d *testDisk) Commit(fill func(*storage.Batch), done func(error)) error {
+	return d.commit(queuedCommit{fill: fill, done: done})
+}
+
+func (d *testDisk) CommitAsync(fill func(*storage.Batch), visible func(), done func(error)) error {
+	return d.commit(queuedCommit{fill, done, visible})
+}
+
+func (d *testDisk) commit(q queuedCommit) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.refuse != nil {
 		return d.refuse
 	}
-	d.queue = append(d.queue, queuedCommit{fill, done})
+	d.queue = append(d.queue, q)
 	select {
 	case d.wake <- struct{}{}:
 	default:
@@ -80,13 +90,36 @@ func (d *testDisk) write(queue []queuedCommit, pause time.Duration, drop, fail e
 		q.fill(b)
 	}
 	d.set(func(d *testDisk) { d.batches++; d.filled += len(queue) })
-	time.Sleep(pause)
 	err := fail
 	if err == nil {
-		err = d.engine.ApplySync(b)
+		err = d.apply(b, queue, pause)
 	}
 	b.Close()
 	for _, q := range queue {
 		q.done(err)
 	}
+}
+
+// apply writes the batch. Where somebody does not wait for the disk it is there before its sync.
+func (d *testDisk) apply(b *storage.Batch, queue []queuedCommit, pause time.Duration) error {
+	async := slices.ContainsFunc(queue, func(q queuedCommit) bool { return q.visible != nil })
+	if !async {
+		time.Sleep(pause)
+		return d.engine.ApplySync(b)
+	}
+	if err := d.engine.ApplyNoSync(b); err != nil {
+		return err
+	}
+	for _, q := range queue {
+		if q.visible != nil {
+			q.visible()
+		}
+	}
+	time.Sleep(pause)
+	mark := d.engine.NewBatch()
+	defer mark.Close()
+	if err := mark.Mark(); err != nil {
+		return err
+	}
+	return d.engine.ApplySync(mark)
 }

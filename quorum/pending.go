@@ -72,6 +72,9 @@ type commit struct {
 	entry   *entry
 	filling bool // fill ran: the content may reach the disk
 	waiters []func(error)
+	// async says that the first who waited for it does not wait for the disk, early who else does not, shown that reads find the content.
+	async, shown bool
+	early        []func(error)
 }
 
 func newPendingKeys(c Committer) *pendingKeys {
@@ -118,81 +121,41 @@ func (e *entry) load(set causal.SiblingSet) causal.SiblingSet {
 	return e.set
 }
 
-// put makes set the key's content and has done called once it is durable, or failed. It returns the commit to offer to
+// put makes set the key's content and has done called once it is as safe as wanted, or failed. It returns the commit to offer to
 // the committer after the lock is released, nil when one is already under way. The stripe must be locked.
-func (e *entry) put(set causal.SiblingSet, done func(error)) *commit {
+func (e *entry) put(set causal.SiblingSet, want safety, done func(error)) *commit {
 	e.set = set
 	if e.queued != nil {
-		e.queued.waiters = append(e.queued.waiters, done)
+		e.queued.await(want, done)
 		return nil
 	}
-	c := &commit{entry: e, waiters: []func(error){done}}
+	c := &commit{entry: e, async: want == visible}
+	c.await(want, done)
 	e.queued = c
 	e.refs++
 	return c
 }
 
-// await has done called once everything that the key holds is durable, or failed. It returns false when it already is;
+// await has done called once everything that the key holds is as safe as wanted, or failed. It returns false when it already is;
 // done is then not kept. The stripe must be locked.
-func (e *entry) await(done func(error)) bool {
+func (e *entry) await(want safety, done func(error)) bool {
 	if e.queued != nil {
-		e.queued.waiters = append(e.queued.waiters, done)
-		return true
+		return e.queued.await(want, done)
 	}
-	return e.awaitFilled(done)
+	return e.awaitFilled(want, done)
 }
 
 // awaitDot is await for the dot alone, which the key's content covers. What storage was handed does not fail with a
 // commit queued after it. The stripe must be locked.
-func (e *entry) awaitDot(dot causal.Dot, done func(error)) bool {
+func (e *entry) awaitDot(dot causal.Dot, want safety, done func(error)) bool {
 	if e.settled.Covers(dot) {
-		return e.awaitFilled(done)
+		return e.awaitFilled(want, done)
 	}
-	return e.await(done)
+	return e.await(want, done)
 }
 
-func (e *entry) awaitFilled(done func(error)) bool {
-	if e.filled == nil {
-		return false
-	}
-	e.filled.waiters = append(e.filled.waiters, done)
-	return true
-}
-
-// offer hands the commit to the committer. No lock is held.
-func (p *pendingKeys) offer(c *commit) error {
-	if c == nil {
-		return nil
-	}
-	err := p.committer.Commit(c.fill, c.done)
-	if err != nil {
-		c.done(err)
-		return notCommitted(err, false)
-	}
-	return nil
-}
-
-// offerAll hands the commits, of different keys, to the committer as one: all of them are in one batch. Its error is as
-// offer's. No lock is held.
-func (p *pendingKeys) offerAll(commits []*commit) error {
-	if len(commits) == 0 {
-		return nil
-	}
-	done := func(err error) {
-		for _, c := range commits {
-			c.done(err)
-		}
-	}
-	err := p.committer.Commit(func(b *storage.Batch) {
-		for _, c := range commits {
-			c.fill(b)
-		}
-	}, done)
-	if err != nil {
-		done(err)
-		return notCommitted(err, false)
-	}
-	return nil
+func (e *entry) awaitFilled(want safety, done func(error)) bool {
+	return e.filled != nil && e.filled.await(want, done)
 }
 
 // fill encodes the key's newest content into the committer's batch, which may be more than was there when the commit
@@ -220,8 +183,8 @@ func (c *commit) fill(b *storage.Batch) {
 func (c *commit) done(err error) {
 	e := c.entry
 	e.stripe.mu.Lock()
-	waiters := c.waiters
-	c.waiters = nil
+	waiters := append(c.early, c.waiters...)
+	c.early, c.waiters = nil, nil
 	switch {
 	case !c.filling:
 		// Nothing of it reached the committer's batch, and everything since the last fill waits for this commit.

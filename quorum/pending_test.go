@@ -23,7 +23,15 @@ func (h *handCommitter) Commit(fill func(*storage.Batch), done func(error)) erro
 	if h.full {
 		return errFull
 	}
-	h.queue = append(h.queue, queuedCommit{fill, done})
+	h.queue = append(h.queue, queuedCommit{fill: fill, done: done})
+	return nil
+}
+
+func (h *handCommitter) CommitAsync(fill func(*storage.Batch), visible func(), done func(error)) error {
+	if h.full {
+		return errFull
+	}
+	h.queue = append(h.queue, queuedCommit{fill, done, visible})
 	return nil
 }
 
@@ -54,7 +62,7 @@ func (p *pendingTest) write(node kv.NodeID, name string) error {
 	e.stripe.mu.Lock()
 	set := e.load(read)
 	w := arriving("k", node, int64(node), name)
-	c := e.put(causal.Merge(set, w.Set), func(err error) { p.ended[name] = err })
+	c := e.put(causal.Merge(set, w.Set), durable, func(err error) { p.ended[name] = err })
 	e.leave()
 	e.stripe.mu.Unlock()
 	return p.keys.offer(c)
@@ -101,7 +109,7 @@ func TestFullCommitterFailsAllWhoWaitedForTheOffer(t *testing.T) {
 	e, _ := p.keys.enter(3, []byte("k"))
 	e.stripe.mu.Lock()
 	set := e.load(causal.SiblingSet{})
-	c := e.put(causal.Merge(set, arriving("k", 1, 1, "offered").Set), func(err error) { p.ended["offered"] = err })
+	c := e.put(causal.Merge(set, arriving("k", 1, 1, "offered").Set), durable, func(err error) { p.ended["offered"] = err })
 	e.leave()
 	e.stripe.mu.Unlock()
 	require.NoError(t, p.write(2, "attached"), "it rides along with a commit that has not been offered yet")

@@ -101,8 +101,13 @@ type ReadReply struct {
 // Committer makes writes durable: fill is called once, on the committer's own goroutine, to encode into its next batch,
 // and done once that batch is synced or has failed. When Commit itself returns an error neither is ever called. An
 // accepted commit may also fail without having been filled. done must not block.
+//
+// CommitAsync is Commit for what somebody is told of before it is durable: visible is called once, as soon as reads of storage find it, unless
+// done is called before that with an error. The sync comes a few milliseconds later. Nothing that was committed later, by either method, is
+// durable before it.
 type Committer interface {
 	Commit(fill func(*storage.Batch), done func(error)) error
+	CommitAsync(fill func(*storage.Batch), visible func(), done func(error)) error
 }
 
 // StaleEpochError is returned by a replica that does not own the partition at the request's epoch, or that knows another

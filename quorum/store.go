@@ -32,6 +32,9 @@ type StoreDeps struct {
 	// KeepsSiblings reports whether the policy of the key's prefix keeps concurrent versions. Nil means that none does.
 	// It decides how a message of a peer is merged, so that it has to agree with the resolver of the coordinators.
 	KeepsSiblings func(key []byte) bool
+	// Async reports whether the policy of the key's prefix has writes acknowledged before the disk has synced them. Nil means that none
+	// has. It never holds for a key whose versions are kept beside one another.
+	Async func(key []byte) bool
 	// Damaged is told of a partition of which a row could not be read. It must not block. Nil: nobody is told.
 	Damaged func(kv.PartitionID)
 	// Sound reports whether the strong lane's rows of the group may be relied on here, and a generation that changes when
@@ -68,6 +71,9 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 	}
 	if deps.KeepsSiblings == nil {
 		deps.KeepsSiblings = func([]byte) bool { return false }
+	}
+	if deps.Async == nil {
+		deps.Async = func([]byte) bool { return false }
 	}
 	if deps.Fence == nil {
 		deps.Fence = func(kv.GroupID, []byte) causal.Stamp { return causal.Stamp{} }
@@ -146,6 +152,11 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 		return nil
 	}
 	keeps := s.deps.KeepsSiblings(w.Key)
+	// What a repair brings is struck off somewhere once it is acknowledged: a hint, a difference between replicas.
+	want := durable
+	if !keeps && !w.IsRepair() && !heals {
+		want = s.wanted(w.Key)
+	}
 	e, v, err := s.open(w.Partition, w.Key)
 	if err != nil {
 		s.close(e)
@@ -155,7 +166,7 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 	e.stripe.mu.Lock()
 	s.survey(e, v)
 	stored := WriteReply{Accepted: true, Healing: v.repair.Healing}
-	durable := func(err error) { reportStored(stored, err, done) }
+	safe := func(err error) { reportStored(stored, err, done) }
 	if v.repair.Quarantined {
 		e.leave()
 		e.stripe.mu.Unlock()
@@ -173,9 +184,9 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 		waiting = false
 	case verdictHeld:
 		if e.suspect {
-			c = e.put(v.set, durable)
+			c = e.put(v.set, want, safe)
 		} else {
-			waiting = e.awaitDot(w.New, durable)
+			waiting = e.awaitDot(w.New, want, safe)
 		}
 	case verdictMerge:
 		merged := v.merged(w.Set, keeps)
@@ -187,9 +198,9 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 			merged = causal.Merge(v.set, w.Set)
 		}
 		if e.suspect || !merged.Equal(v.set) {
-			c = e.put(merged, durable)
+			c = e.put(merged, want, safe)
 		} else {
-			waiting = e.await(durable)
+			waiting = e.await(want, safe)
 		}
 	}
 	e.leave()
@@ -209,6 +220,14 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 		done(stored, nil)
 	}
 	return c
+}
+
+// wanted returns how safe an attempt has to be before it is acknowledged.
+func (s *Store) wanted(key []byte) safety {
+	if s.deps.Async(key) {
+		return visible
+	}
+	return durable
 }
 
 // reportStored reports what became of an attempt that was to be stored.
@@ -416,7 +435,10 @@ func (s *Store) waitBehind(ctx context.Context, p kv.PartitionID, key []byte, d 
 func (s *Store) tryPlace(
 	e *entry, v *versions, d *draft, dot causal.Dot, p kv.PartitionID, r Resolver, done func(WriteReply, error),
 ) (placed, *commit, placement, error) {
-	base := s.deps.Base(p.Group())
+	base, want := s.deps.Base(p.Group()), durable
+	if !r.KeepsSiblings() {
+		want = s.wanted(e.key)
+	}
 	e.stripe.mu.Lock()
 	defer e.stripe.mu.Unlock()
 	s.survey(e, v)
@@ -429,7 +451,7 @@ func (s *Store) tryPlace(
 		return placed{}, nil, how, err
 	}
 	stored := WriteReply{Accepted: true, Healing: v.repair.Healing}
-	return placed{set: set, dot: dot, found: v.live(r)}, e.put(set, func(err error) { reportStored(stored, err, done) }), how, nil
+	return placed{set: set, dot: dot, found: v.live(r)}, e.put(set, want, func(err error) { reportStored(stored, err, done) }), how, nil
 }
 
 // observe makes the clock's next readings higher than t, which was seen in a version.

@@ -94,7 +94,7 @@ func (s *Store) Flush(ctx context.Context, p kv.PartitionID) error {
 			mu.Lock()
 			waiting++
 			mu.Unlock()
-			if !e.await(finish) {
+			if !e.await(durable, finish) {
 				mu.Lock()
 				waiting--
 				mu.Unlock()
@@ -200,9 +200,9 @@ func (s *Store) change(
 			s.lanes.of(p).gone.Add(1)
 		}
 		raise(&s.lanes.of(p).pruned, set.Pruned)
-		c = e.put(set, done)
+		c = e.put(set, durable, done)
 	} else {
-		waiting = e.await(done)
+		waiting = e.await(durable, done)
 	}
 	e.leave()
 	e.stripe.mu.Unlock()

@@ -24,8 +24,8 @@ const policyAnswerBytesMax = 16 << 20
 
 // policyFlags are the fields of a policy that `caprock policy set` can give, in the order of its help.
 type policyFlags struct {
-	level, lanes, resolver, expr, ttl, readRepair string
-	n, r, w                                       int
+	level, lanes, resolver, expr, ttl, readRepair, durability string
+	n, r, w                                                   int
 }
 
 func newPolicyCommand(a *app) *cobra.Command {
@@ -78,6 +78,7 @@ func newPolicyVerb(a *app, use, short string, args cobra.PositionalArgs, method 
 		fs.StringVar(&flags.resolver, "resolver", "", strings.Join(kv.Resolvers(), ", "))
 		fs.StringVar(&flags.expr, "expr", "", "CEL `expression` of the resolver expr")
 		fs.StringVar(&flags.ttl, "ttl", "", "how long values are there that are put without one, such as 24h")
+		fs.StringVar(&flags.durability, "durability", "", "sync, or async: eventual writes are acknowledged before the disk has synced them")
 		fs.StringVar(&flags.readRepair, "read-repair", "", "background, blocking or off")
 	}
 	output.addFlag(fs, formatTable)
@@ -94,6 +95,7 @@ func (f *policyFlags) body(fs *pflag.FlagSet) []byte {
 	}{
 		"default": {"default", f.level}, "lanes": {"lanes", f.lanes}, "n": {"n", f.n}, "r": {"r", f.r}, "w": {"w", f.w}, "resolver": {"resolver", f.resolver},
 		"expr": {"expr", f.expr}, "ttl": {"ttl", f.ttl}, "read-repair": {"read_repair", f.readRepair},
+		"durability": {"durability", f.durability},
 	} {
 		if fs.Changed(name) {
 			out[field.name] = field.value
@@ -168,6 +170,7 @@ func printPolicies(a *app, method string, raw []byte) error {
 		Prefix, Default, Lanes, Resolver, Expr, TTL, State string
 		N, R, W                                            *int
 		ReadRepair                                         string `json:"read_repair"`
+		Durability                                         string
 	}
 	var answer struct {
 		policy
@@ -202,9 +205,9 @@ func printPolicies(a *app, method string, raw []byte) error {
 	rows := make([]table.Row, len(all))
 	for i, p := range all {
 		rows[i] = table.Row{
-			p.Prefix, text(p.Default), text(p.Lanes), count(p.N), count(p.R), count(p.W), p.Resolver, text(p.Expr), text(p.TTL), p.ReadRepair, p.State,
+			p.Prefix, text(p.Default), text(p.Lanes), count(p.N), count(p.R), count(p.W), p.Resolver, text(p.Expr), text(p.TTL), p.ReadRepair, p.Durability, p.State,
 		}
 	}
-	a.printTable(table.Row{"prefix", "default", "lanes", "n", "r", "w", "resolver", "expr", "ttl", "read repair", "state"}, rows)
+	a.printTable(table.Row{"prefix", "default", "lanes", "n", "r", "w", "resolver", "expr", "ttl", "read repair", "durability", "state"}, rows)
 	return nil
 }

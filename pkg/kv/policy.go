@@ -41,6 +41,15 @@ const (
 	RepairOff = "off"
 )
 
+// What a policy says about the disk. It is about the levels other than strong: what Raft acknowledges is always durable, since one
+// acknowledgement that is lost is unsound for all keys of a group.
+const (
+	// DurabilitySync acknowledges a write once the disk has synced it.
+	DurabilitySync = "sync"
+	// DurabilityAsync acknowledges a write once reads find it and it is queued for the log, which is synced some milliseconds later.
+	DurabilityAsync = "async"
+)
+
 // The lanes that a policy allows.
 const (
 	// LanesMixed allows every level.
@@ -81,7 +90,14 @@ type Policy struct {
 	TTL time.Duration `json:",omitempty"`
 	// ReadRepair says when a read brings replicas up to date that lacked something; "" means RepairBackground.
 	ReadRepair string `json:",omitempty"`
+	// Durability says when replicas acknowledge eventual writes; "" means DurabilitySync. DurabilityAsync goes with ResolverLWW alone: a
+	// version that is lost with a node's memory would be taken for replaced by the node's next write, and where versions are kept beside one
+	// another with it whatever it had replaced.
+	Durability string `json:",omitempty"`
 }
+
+// Async reports whether writes are acknowledged before the disk has synced them.
+func (p *Policy) Async() bool { return p.Durability == DurabilityAsync }
 
 // Validate checks what can be checked of a policy without knowing the cluster. The error has code CodeBadQuorum when
 // N, R and W contradict one another, CodeUnknownConsistency for a bad default level, otherwise CodeBadRequest.
@@ -91,6 +107,14 @@ func (p *Policy) Validate() error {
 	}
 	if len(p.Prefix) > KeyBytesMax {
 		return Errorf(CodeKeyTooLarge, "the prefix has %d bytes; the limit is %d", len(p.Prefix), KeyBytesMax)
+	}
+	switch {
+	case p.Durability != "" && p.Durability != DurabilitySync && p.Durability != DurabilityAsync:
+		return Errorf(CodeBadRequest, "unknown durability %q; it is %s or %s", p.Durability, DurabilitySync, DurabilityAsync)
+	case p.Async() && p.Resolver != "" && p.Resolver != ResolverLWW:
+		return Errorf(CodeBadRequest, "durability %s goes with the resolver %s, not with %q", DurabilityAsync, ResolverLWW, p.Resolver)
+	case p.Async() && p.Lanes == LanesStrongOnly:
+		return Errorf(CodeBadRequest, "durability %s is of no use with lanes=%s: a strong write is always synced", DurabilityAsync, LanesStrongOnly)
 	}
 	if p.Default == LevelCausal {
 		return Errorf(CodeBadRequest, "level causal goes with the session of a request, so that it cannot be a default")

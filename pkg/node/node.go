@@ -208,7 +208,7 @@ func (n *Node) compose(deps Deps) (err error) {
 func (n *Node) composeEventual(deps Deps) (err error) {
 	n.eventual, err = quorum.NewStore(n.cfg.Coordinator, quorum.StoreDeps{
 		State: n.engine.State(), Committer: spaceCommitter{n}, Clock: n.clock, Logger: n.log,
-		Registerer: deps.Registerer, Base: n.strong.Base, Fence: n.strong.Fence, Applied: n.strong.Applied, KeepsSiblings: n.keepsSiblings, Damaged: n.damaged,
+		Registerer: deps.Registerer, Base: n.strong.Base, Fence: n.strong.Fence, Applied: n.strong.Applied, KeepsSiblings: n.keepsSiblings, Async: n.async, Damaged: n.damaged,
 		Sound: n.strong.Sound, Distrust: n.strong.Distrust,
 	})
 	if err != nil {

@@ -48,6 +48,12 @@ func admit(st *meta.State, p *kv.Policy, r *kv.Request) error {
 	return nil
 }
 
+// async reports whether the policy in force on this node has eventual writes of the key acknowledged before the disk has synced them.
+func (n *Node) async(key []byte) bool {
+	p, _ := n.machine.State().PolicyFor(key)
+	return p.Async()
+}
+
 // repairMode returns what the policy of a key says about read repair.
 func repairMode(p *kv.Policy) quorum.RepairMode {
 	switch p.ReadRepair {

@@ -107,6 +107,14 @@ func (c spaceCommitter) Commit(fill func(*storage.Batch), done func(error)) erro
 	return c.n.strong.Commit(fill, done)
 }
 
+// CommitAsync implements quorum.Committer.
+func (c spaceCommitter) CommitAsync(fill func(*storage.Batch), visible func(), done func(error)) error {
+	if err := c.n.refuseWrite(); err != nil {
+		return err
+	}
+	return c.n.strong.CommitAsync(fill, visible, done)
+}
+
 // watchSpace looks at the free space until ctx is done. While there is none, or background writes fail, it hands over
 // what this node leads: another leader can take the writes that this one refuses. It tells the others, so that they do not
 // hand it back. A partition of which no other voter is alive and takes writes stays here, and so does what comes back by an election, until the next attempt; it is read here as before.

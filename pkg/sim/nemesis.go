@@ -311,6 +311,9 @@ func errUnheard() error {
 
 // SetPolicy sets a policy through the first running node.
 func (c *Cluster) SetPolicy(ctx context.Context, p kv.Policy) error {
+	if p.Async() {
+		c.watch.excuse(p.Prefix)
+	}
 	for i := range c.nodes {
 		if n := c.Node(i); n != nil {
 			return n.SetPolicy(ctx, p)

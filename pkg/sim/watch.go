@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,6 +43,7 @@ type watcher struct {
 	states     map[stateID]uint64
 	applied    map[kv.GroupID]uint64 // the highest entry that a client was told is applied
 	altered    kv.NodeID             // the node whose state a test has altered, whose difference is no violation
+	unsynced   [][]byte              // the prefixes whose eventual writes nodes acknowledge before they are durable
 	rotten     kv.NodeID             // the node whose disk loses rows, which are no promises that it broke
 	tolerated  int                   // how often that has begun or ended
 	counts     watchCounts
@@ -277,10 +279,22 @@ func (w *watcher) answered(p kv.PartitionID, key []byte, res *kv.Response) {
 
 // promise notes that the node must have the write. mu must be held.
 func (w *watcher) promise(node kv.NodeID, dot causal.Dot, e eventualWrite) {
+	for _, prefix := range w.unsynced {
+		if strings.HasPrefix(e.key, string(prefix)) {
+			return
+		}
+	}
 	if w.eventual[node] == nil {
 		w.eventual[node] = map[causal.Dot]eventualWrite{}
 	}
 	w.eventual[node][dot] = e
+}
+
+// excuse has eventual writes of keys with the prefix be no promises to the disk.
+func (w *watcher) excuse(prefix []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unsynced = append(w.unsynced, prefix)
 }
 
 // rot excuses the node from holding the eventual writes that it has acknowledged.

@@ -73,6 +73,18 @@ func (b *Batch) Len() int { return b.rows.Len() }
 // Empty reports whether nothing was added.
 func (b *Batch) Empty() bool { return b.rows.Empty() }
 
+// Mark adds a record that is in the log only, so that a batch with nothing to write can be synced: it makes durable what was applied before
+// it. One that is empty would not reach the log.
+func (b *Batch) Mark() error {
+	if err := b.rows.LogData([]byte{logMark}, nil); err != nil {
+		return fmt.Errorf("storage: mark the log: %w", err)
+	}
+	return nil
+}
+
+// logMark is what a mark of the log holds. Nobody reads it.
+const logMark = 1
+
 // ApplyNoSync applies the batch: it is visible at return, and durable once something applied at the same time or later
 // was synced.
 func (e *Engine) ApplyNoSync(b *Batch) error { return e.apply(b, false) }
