@@ -103,7 +103,11 @@ func (l *loop) applyEntry(b *storage.Batch, g *group, e *pb.Entry) (appliedEntry
 	if e.GetType() != pb.EntryNormal {
 		return a, g.applyConf(e)
 	}
-	c, err := committed(g.id, e)
+	c, known := g.ahead.take(pos, &l.aheadBytes)
+	var err error
+	if !known {
+		c, err = committed(g.id, e)
+	}
 	if err != nil || len(c.Commands) == 0 {
 		a.check = c.Proposer != kv.NoNode
 		return a, err

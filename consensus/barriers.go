@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/caprockdb/caprock/pkg/causal"
+	"github.com/caprockdb/caprock/pkg/invariant"
 	"github.com/caprockdb/caprock/pkg/mutant"
 )
 
@@ -18,6 +19,16 @@ type barrier struct {
 	index uint64
 	// peeked is what the round learnt, written before done.
 	peeked Peeked
+	// answered says that the caller was told, after which the barrier may be another caller's.
+	answered bool
+}
+
+// answer tells the barrier's caller. The loop must not touch the barrier any more.
+func (b *barrier) answer(err error) {
+	invariant.Check(!b.answered, "a barrier was answered twice")
+	b.answered = true
+	b.view.barriers.Add(-1)
+	b.done <- err
 }
 
 // round is one ReadIndex request and the barriers that share it.

@@ -128,8 +128,15 @@ func appendWrite(dst []byte, op *WriteOp) []byte {
 }
 
 // decodeCommand is the inverse of encodeCommand.
-func decodeCommand(b []byte) (command, error) {
-	var c command
+func decodeCommand(b []byte) (c command, err error) {
+	if err := c.decode(b); err != nil {
+		return command{}, err
+	}
+	return c, nil
+}
+
+// decode is decodeCommand into c, which is zero before, and meaningless after an error.
+func (c *command) decode(b []byte) error {
 	r := reader{b: b}
 	verb, expiring := byte(0), false
 	switch f := r.byte("command format"); f {
@@ -141,7 +148,7 @@ func decodeCommand(b []byte) (command, error) {
 		}
 	default:
 		if r.err == nil {
-			return command{}, fmt.Errorf("%w: unknown command format %d", ErrUnreadable, f)
+			return fmt.Errorf("%w: unknown command format %d", ErrUnreadable, f)
 		}
 	}
 	switch verb {
@@ -158,9 +165,9 @@ func decodeCommand(b []byte) (command, error) {
 		r.fail("trailing bytes after the command:")
 	}
 	if r.err != nil {
-		return command{}, fmt.Errorf("%w: %w", ErrUnreadable, r.err)
+		return fmt.Errorf("%w: %w", ErrUnreadable, r.err)
 	}
-	return c, nil
+	return nil
 }
 
 func (c *command) decodeHead(r *reader) {

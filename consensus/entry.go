@@ -96,6 +96,17 @@ func committed(g kv.GroupID, e *pb.Entry) (Committed, error) {
 	return c, nil
 }
 
+// decodeCommands returns the commands of an entry of a partition's group.
+func decodeCommands(c *Committed) ([]command, error) {
+	ops := make([]command, len(c.Commands))
+	for i, raw := range c.Commands {
+		if err := ops[i].decode(raw); err != nil {
+			return nil, fmt.Errorf("group %d, entry %d, command %d: %w", c.Group, c.Pos.Index, i, err)
+		}
+	}
+	return ops, nil
+}
+
 // confFormat precedes a configuration in the applied row.
 const confFormat byte = 1
 

@@ -73,21 +73,29 @@ func (s *Store) Base(g kv.GroupID) causal.Position {
 	return v.fences.base
 }
 
-// fenceAppended raises the fences for entries that are appended in this iteration. When they replace others it begins anew with
-// those that are left.
-func (g *group) fenceAppended(entries []*pb.Entry) error {
-	if g.id == kv.MetaGroup {
+// fenceAppended raises the fences for entries that are appended in this iteration, and keeps what it has decoded for when they are
+// applied. When they replace others it begins anew with those that are left.
+func (l *loop) fenceAppended(g *group, entries []*pb.Entry) error {
+	if g.id == kv.MetaGroup || len(entries) == 0 {
 		return nil
 	}
-	f := &g.view.fences
-	f.mu.Lock()
-	replaced := len(entries) > 0 && entries[0].GetIndex() <= g.log.last.Index
-	if !replaced {
-		f.add(entries)
-	}
-	f.mu.Unlock()
-	if replaced {
+	if entries[0].GetIndex() <= g.log.last.Index {
+		g.ahead.drop(&l.aheadBytes)
 		return g.fenceLog(entries)
+	}
+	f := &g.view.fences
+	for i, e := range entries {
+		d, ok := decodeAhead(g, e)
+		f.mu.Lock()
+		if ok {
+			f.raiseAll(&d.committed)
+		} else {
+			f.add(g.id, entries[i:i+1])
+		}
+		f.mu.Unlock()
+		if ok {
+			g.ahead.put(d, &l.aheadBytes)
+		}
 	}
 	return nil
 }
@@ -113,27 +121,36 @@ func (g *group) fenceLog(entries []*pb.Entry) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.slots)
-	f.add(held)
-	f.add(entries)
+	f.add(g.id, held)
+	f.add(g.id, entries)
 	return nil
 }
 
 // fenceReadBytes is how much of the log is read at once to fence it.
 const fenceReadBytes = 4 << 20
 
-// add raises the fences for the entries. mu must be held.
-func (f *fences) add(entries []*pb.Entry) {
+// raiseAll raises the fences for an entry whose commands are decoded. mu must be held.
+func (f *fences) raiseAll(c *Committed) {
+	for i := range c.decoded {
+		c.decoded[i].fence(f, c)
+	}
+}
+
+// add raises the fences for the entries, and of an entry for those of its commands that can be read: what cannot is dealt with when
+// it is applied, which is when all replicas meet it. mu must be held.
+func (f *fences) add(g kv.GroupID, entries []*pb.Entry) {
 	for _, e := range entries {
 		if e.GetType() != pb.EntryNormal || len(e.GetData()) == 0 {
 			continue
 		}
-		h, commands, err := decodeEntryData(e.GetData())
+		c, err := committed(g, e)
 		if err != nil {
-			continue // it is dealt with when it is applied, which is when all replicas meet it
+			continue
 		}
-		own := causal.Stamp{Base: causal.Position{Term: e.GetTerm(), Index: e.GetIndex()}, Time: h.time, Node: h.proposer}
-		for _, raw := range commands {
-			fenceOf(raw, own, f.raise)
+		for _, raw := range c.Commands {
+			if op, err := decodeCommand(raw); err == nil {
+				op.fence(f, &c)
+			}
 		}
 	}
 }

@@ -50,6 +50,8 @@ type group struct {
 	barriers barriers
 	// peeks are the read rounds that a leader collects answers for, its own and its followers'.
 	peeks peeks
+	// ahead are entries that were decoded before they are applied.
+	ahead ahead
 
 	// lastSync is the sequence number of the newest batch that holds something of this group which must be durable
 	// before its answers leave.

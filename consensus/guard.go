@@ -218,29 +218,26 @@ func cover(held, more []causal.Dot, before causal.HLC) []causal.Dot {
 	return out
 }
 
-// fenceOf calls raise for each key that a command writes, with the lowest stamp that an eventual version of it may not be
-// stamped at from now on (design.md §8, the append fence). What does not decode is dealt with when it is applied.
-func fenceOf(raw []byte, own causal.Stamp, raise func(key []byte, s causal.Stamp)) {
-	c, err := decodeCommand(raw)
-	if err != nil {
-		return
-	}
-	one := func(op *WriteOp, i int) {
-		x := c.Guard.of(i)
-		switch {
-		case op.Settled != nil:
-			raise(op.Key, op.stampOf(&x, &storage.Strong{}, Committed{Pos: own.Base, Time: own.Time, Proposer: own.Node}))
-		case x.Time != 0:
-			// Its promise fences it; its base is known to apply only.
-		default:
-			raise(op.Key, own)
-		}
-	}
+// fence raises the fences of the keys that the command writes: each to the stamp above which an eventual version of it has to be from
+// now on (design.md §8, the append fence). f.mu must be held.
+func (c *command) fence(f *fences, e *Committed) {
 	if c.Batch == nil && c.expire == nil {
-		one(&c.WriteOp, 0)
+		f.fence(&c.WriteOp, c.Guard.of(0), e)
 	}
 	for i := range c.Batch {
-		one(&c.Batch[i], i)
+		f.fence(&c.Batch[i], c.Guard.of(i), e)
+	}
+}
+
+// fence raises the fence of the key that a write which was judged by x is about. mu must be held.
+func (f *fences) fence(op *WriteOp, x Expectation, e *Committed) {
+	switch {
+	case op.Settled != nil:
+		f.raise(op.Key, op.stampOf(&x, &storage.Strong{}, *e))
+	case x.Time != 0:
+		// Its promise fences it; its base is known to apply only.
+	default:
+		f.raise(op.Key, causal.Stamp{Base: e.Pos, Time: e.Time, Node: e.Proposer})
 	}
 }
 

@@ -42,6 +42,8 @@ type loop struct {
 	// appends are messages that wait until storage is not busy; the spare is memory for the next of them.
 	appends, spareAppends []inbound
 	appendBytes           int
+	// aheadBytes is what the groups' decoded entries count for.
+	aheadBytes int
 	// held are the groups of those messages.
 	held map[kv.GroupID]bool
 	// fills are eventual writes that no batch has taken yet. late are those that were answered and wait for a sync.
@@ -235,6 +237,7 @@ func (l *loop) stopGroup(g *group, err error) {
 		l.endSend(g, to, resultFailed)
 	}
 	g.ready, g.peers = groupReady{}, nil
+	g.ahead.drop(&l.aheadBytes)
 	g.publish()
 }
 

@@ -21,7 +21,7 @@ type kvMachine struct {
 	memory memory
 	// notify is told of the keys that an entry wrote, once that can be seen; written are those of the present entry. They alias
 	// it.
-	notify  func(g kv.GroupID, key []byte)
+	notify  func(g kv.GroupID, keys [][]byte)
 	written [][]byte
 }
 
@@ -38,10 +38,8 @@ func (m *kvMachine) Restored() error {
 
 // visible tells whoever wants to know what the last entry wrote.
 func (m *kvMachine) visible(g kv.GroupID) {
-	if m.notify != nil {
-		for _, key := range m.written {
-			m.notify(g, key)
-		}
+	if m.notify != nil && len(m.written) > 0 {
+		m.notify(g, m.written)
 	}
 	clear(m.written)
 	m.written = m.written[:0]
@@ -50,26 +48,29 @@ func (m *kvMachine) visible(g kv.GroupID) {
 // Apply implements Machine. The replies are *WriteReply. Everything is read and decided before anything is written, so
 // that an entry which cannot be applied leaves the batch alone.
 func (m *kvMachine) Apply(b *storage.Batch, e Committed) ([]any, error) {
-	ops := make([]command, len(e.Commands))
-	replies := make([]WriteReply, len(e.Commands))
+	ops := e.decoded
+	if ops == nil {
+		var err error
+		if ops, err = decodeCommands(&e); err != nil {
+			return nil, err
+		}
+	}
+	replies := make([]WriteReply, len(ops))
 	known := sessions{memory: &m.memory, state: m.state, group: e.Group}
 	var gone []lapsed
-	for i, raw := range e.Commands {
-		op, err := decodeCommand(raw)
-		switch {
-		case err != nil:
-		case op.expire != nil:
+	for i := range ops {
+		var err error
+		if op := &ops[i]; op.expire != nil {
 			var more []lapsed
 			more, err = m.decideExpire(op.expire, e)
 			gone = append(gone, more...)
-		default:
-			replies[i], err = m.decide(&op, e, &known, &gone)
+		} else {
+			replies[i], err = m.decide(op, e, &known, &gone)
 		}
 		if err != nil {
 			m.memory = memory{} // what this entry has changed there will not be written
 			return nil, fmt.Errorf("group %d, entry %d, command %d: %w", e.Group, e.Pos.Index, i, err)
 		}
-		ops[i] = op
 	}
 	out := make([]any, len(ops))
 	for i := range ops {

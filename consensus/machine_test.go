@@ -16,6 +16,8 @@ import (
 
 // testMachine applies entries to an engine of its own.
 type testMachine struct {
+	// ahead has entries decoded before they are applied.
+	ahead  bool
 	t      failer
 	fs     *vfs.MemFS
 	engine *storage.Engine
@@ -53,6 +55,11 @@ func (tm *testMachine) apply(commands ...[]byte) []*WriteReply {
 	}
 	b := tm.engine.NewBatch()
 	defer b.Close()
+	var err error
+	if tm.ahead {
+		e.decoded, err = decodeCommands(&e)
+		require.NoError(tm.t, err)
+	}
 	replies, err := tm.m.Apply(b, e)
 	require.NoError(tm.t, err)
 	b.SetApplied(machineGroup, storage.Applied{Index: tm.index, Term: tm.term})

@@ -150,6 +150,7 @@ func drawSmallWrite(t *rapid.T, index uint64) WriteOp {
 func TestMachineAgreesWithAMapAndWithItself(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		one, other := newTestMachine(t), newTestMachine(t)
+		other.ahead = true // it makes no difference where an entry is decoded
 		twin := &machineTwin{keys: map[string]storage.Strong{}, ops: map[string]twinOp{}, floors: map[string]uint64{}}
 		for range rapid.IntRange(1, 25).Draw(t, "entries") {
 			// A clock may fall back when another node leads.

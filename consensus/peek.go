@@ -40,8 +40,9 @@ type peekRound struct {
 	context []byte // of the round, as Raft returns it
 	number  uint64
 	promise causal.HLC
-	clean   []uint64 // the voters that hold nothing
-	need    uint64   // the highest index that any of their answers depends on
+	clean   []uint64  // the voters that hold nothing
+	few     [4]uint64 // memory for them
+	need    uint64    // the highest index that any of their answers depends on
 }
 
 // peeks are a leader's rounds, and what a follower was last asked.
@@ -59,7 +60,9 @@ func (p *peeks) begin(context []byte, promise causal.HLC) {
 		p.open = slices.Delete(p.open, 0, 1)
 	}
 	p.last++
-	p.open = append(p.open, &peekRound{context: context, number: p.last, promise: promise})
+	r := &peekRound{context: context, number: p.last, promise: promise}
+	r.clean = r.few[:0]
+	p.open = append(p.open, r)
 }
 
 // answer takes a voter's answer to the rounds up to the number.

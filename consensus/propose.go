@@ -178,7 +178,7 @@ func (s *Store) ReadBarrier(ctx context.Context, g kv.GroupID) error {
 // set, which has an effect on the leader only, it also has that majority promise to take no more eventual writes up to some
 // reading of the clock.
 func (s *Store) Peek(ctx context.Context, g kv.GroupID, promise bool) (Peeked, error) {
-	return s.await(ctx, g, &barrier{promise: promise, done: make(chan error, 1)})
+	return s.await(ctx, g, 0, promise)
 }
 
 // AwaitApplied returns once this node has applied the group's log up to the index.
@@ -186,23 +186,24 @@ func (s *Store) AwaitApplied(ctx context.Context, g kv.GroupID, index uint64) er
 	if v := s.views.get(g); index == 0 || v != nil && v.read().Applied >= index {
 		return nil
 	}
-	_, err := s.await(ctx, g, &barrier{index: index, done: make(chan error, 1)})
+	_, err := s.await(ctx, g, index, false)
 	return err
 }
 
-func (s *Store) await(ctx context.Context, g kv.GroupID, b *barrier) (Peeked, error) {
+func (s *Store) await(ctx context.Context, g kv.GroupID, index uint64, promise bool) (Peeked, error) {
 	v := s.views.get(g)
 	if v == nil || v.leaderID() == kv.NoNode {
 		return Peeked{}, notLeader(g, kv.NoNode)
 	}
-	if b.index == 0 && s.silent(v) {
+	if index == 0 && s.silent(v) {
 		return Peeked{}, outOfTouch(g)
 	}
 	if v.barriers.Add(1) > int64(s.cfg.BarriersMax) {
 		v.barriers.Add(-1)
 		return Peeked{}, s.overloaded("barriers", "too many reads of this partition are pending")
 	}
-	b.view = v
+	b := s.waits.Get().(*barrier)
+	b.view, b.index, b.promise, b.answered = v, index, promise, false
 	if !s.inbox.post(func(m *mail) bool {
 		m.barriers = append(m.barriers, b)
 		return true
@@ -211,8 +212,11 @@ func (s *Store) await(ctx context.Context, g kv.GroupID, b *barrier) (Peeked, er
 		return Peeked{}, stopped(kv.OutcomeNotApplied)
 	}
 	select {
-	case err := <-b.done:
-		return b.peeked, err
+	case err := <-b.done: // the loop is done with it
+		peeked := b.peeked
+		b.view, b.peeked = nil, Peeked{}
+		s.waits.Put(b)
+		return peeked, err
 	case <-ctx.Done():
 		s.metrics.barriers.WithLabelValues(endTimeout).Inc()
 		return Peeked{}, kv.Errorf(kv.CodeDeadlineExceeded, "no majority confirmed the leadership in time: %w", context.Cause(ctx))
@@ -223,8 +227,7 @@ func (s *Store) await(ctx context.Context, g kv.GroupID, b *barrier) (Peeked, er
 func (s *Store) openBarriers(all []*barrier) {
 	s.metrics.barriers.WithLabelValues(endServed).Add(float64(len(all)))
 	for _, b := range all {
-		b.view.barriers.Add(-1)
-		b.done <- nil
+		b.answer(nil)
 	}
 }
 
@@ -232,8 +235,7 @@ func (s *Store) openBarriers(all []*barrier) {
 func (s *Store) refuseBarriers(all []*barrier, err *kv.Error) {
 	s.metrics.barriers.WithLabelValues(endRefused).Add(float64(len(all)))
 	for _, b := range all {
-		b.view.barriers.Add(-1)
 		own := *err // callers may add to their error
-		b.done <- &own
+		b.answer(&own)
 	}
 }

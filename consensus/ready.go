@@ -201,7 +201,7 @@ func (l *loop) promise(g *group, hard *pb.HardState) {
 // noteAppended looks at the entries that Raft appended: they raise fences, ours get their place, others' carry their proposer's
 // clock.
 func (l *loop) noteAppended(g *group) {
-	l.check(g, g.fenceAppended(g.ready.entries))
+	l.check(g, l.fenceAppended(g, g.ready.entries))
 	for _, e := range g.ready.entries {
 		if e.GetType() != pb.EntryNormal || len(e.GetData()) == 0 {
 			continue

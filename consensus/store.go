@@ -39,6 +39,7 @@ type Store struct {
 	pressure atomic.Uint64
 
 	ops     sync.Pool // *op
+	waits   sync.Pool // *barrier
 	started atomic.Bool
 	// ended is closed when Run returns.
 	ended chan struct{}
@@ -75,6 +76,7 @@ func New(cfg Config, deps Deps) (*Store, error) {
 		bootstrapping: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 	s.ops.New = func() any { return &op{done: make(chan struct{}, 1)} }
+	s.waits.New = func() any { return &barrier{done: make(chan error, 1)} }
 	if _, err := rand.Read(s.contextPrefix[:]); err != nil {
 		return nil, fmt.Errorf("consensus: random prefix of read contexts: %w", err)
 	}
@@ -102,6 +104,9 @@ func New(cfg Config, deps Deps) (*Store, error) {
 
 // machineOf returns a state machine for a group.
 func (s *Store) machineOf(g kv.GroupID) (Machine, error) {
+	if g > kv.PartitionID(math.MaxUint16).Group() {
+		return nil, fmt.Errorf("consensus: %d is no group id", g)
+	}
 	if g != kv.MetaGroup {
 		return &kvMachine{state: s.deps.Engine.State(), notify: s.deps.Settled}, nil
 	}

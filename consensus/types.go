@@ -48,6 +48,8 @@ type Committed struct {
 	Proposer kv.NodeID
 	// Commands alias the entry and must not be changed. No two of them carry the same key.
 	Commands [][]byte
+	// decoded are the commands of a partition's group, if they were decoded before.
+	decoded []command
 }
 
 // Deps is what a Store needs from its node.
@@ -70,8 +72,9 @@ type Deps struct {
 	// readings up to promise, which is durable or does not count. It is called by the store loop: it must not block. nil: no
 	// node holds any, ever.
 	Unsettled func(g kv.GroupID, promise causal.HLC) (need uint64, none bool)
-	// Settled is called by the store loop once it has applied a write of the key. It may be nil and must not block.
-	Settled func(g kv.GroupID, key []byte)
+	// Settled is called by the store loop once it has applied an entry that writes the keys, which are only lent. It may be nil and
+	// must not block.
+	Settled func(g kv.GroupID, keys [][]byte)
 	// MayLead reports whether the node should be handed leaderships. nil: every node. It must not block.
 	MayLead func(kv.NodeID) bool
 }

@@ -44,36 +44,43 @@ func (v *view) read() GroupStatus {
 	return v.status
 }
 
-// views maps groups to their views. Groups are only ever added, so readers take a snapshot and never lock.
+// views maps groups to their views. Groups are only ever added, so readers take a snapshot and never lock. It is a slice by group,
+// whose ids are small: every operation looks several times.
 type views struct {
-	current atomic.Pointer[map[kv.GroupID]*view]
+	current atomic.Pointer[[]*view]
 	// adding serializes writers.
 	adding sync.Mutex
 }
 
 func (v *views) get(g kv.GroupID) *view {
-	m := v.current.Load()
-	if m == nil {
+	all := v.current.Load()
+	if all == nil || int(g) >= len(*all) {
 		return nil
 	}
-	return (*m)[g]
+	return (*all)[g]
 }
 
 func (v *views) add(nv *view) {
 	v.adding.Lock()
 	defer v.adding.Unlock()
-	next := map[kv.GroupID]*view{nv.id: nv}
-	if m := v.current.Load(); m != nil {
-		for id, old := range *m {
-			next[id] = old
-		}
+	var old []*view
+	if all := v.current.Load(); all != nil {
+		old = *all
 	}
+	next := make([]*view, max(len(old), int(nv.id)+1))
+	copy(next, old)
+	next[nv.id] = nv
 	v.current.Store(&next)
 }
 
-func (v *views) all() map[kv.GroupID]*view {
-	if m := v.current.Load(); m != nil {
-		return *m
+// all returns the views in the order of their groups.
+func (v *views) all() (out []*view) {
+	if all := v.current.Load(); all != nil {
+		for _, one := range *all {
+			if one != nil {
+				out = append(out, one)
+			}
+		}
 	}
-	return nil
+	return out
 }

@@ -95,7 +95,7 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 		pending: newPendingKeys(deps.Committer),
 		metrics: newStoreMetrics(deps.Registerer),
 		began:   deps.Clock.Last(),
-		lanes:   lanes{all: make(map[kv.PartitionID]*lane), began: deps.Clock.Last()},
+		lanes:   lanes{began: deps.Clock.Last()},
 		prunes:  make(chan pruning, prunesMax),
 		pruning: make(chan struct{}, pruningMax),
 	}, nil

@@ -3,6 +3,7 @@ package quorum
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -61,11 +62,14 @@ func (f *keyFilter) bit(key []byte) (*atomic.Uint64, uint64) {
 }
 
 func (f *keyFilter) add(key []byte) {
+	// Whoever finds the key finds that there is one, too.
+	if !f.any.Load() {
+		f.any.Store(true)
+	}
 	word, bit := f.bit(key)
 	if word.Load()&bit == 0 {
 		word.Or(bit)
 	}
-	f.any.Store(true)
 }
 
 func (f *keyFilter) has(key []byte) bool {
@@ -115,44 +119,43 @@ func raise(v *atomic.Uint64, to uint64) {
 	}
 }
 
-// lanes are the lanes of all partitions that anybody has asked for.
+// lanes are the lanes of all partitions that anybody has asked for. They are only ever added, so readers take a snapshot and never
+// lock: the store loop asks for one with every entry that it applies and every read round that it answers.
 type lanes struct {
-	mu  sync.RWMutex // guards the map
-	all map[kv.PartitionID]*lane
+	adding sync.Mutex // serializes writers
+	all    atomic.Pointer[map[kv.PartitionID]*lane]
 	// began is past all readings of this node's earlier lives, and so past all that it promised in them.
 	began causal.HLC
 }
 
 func (l *lanes) of(p kv.PartitionID) *lane {
-	l.mu.RLock()
-	at := l.all[p]
-	l.mu.RUnlock()
-	if at != nil {
+	if at := l.known()[p]; at != nil {
 		return at
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if at = l.all[p]; at == nil {
-		at = &lane{}
-		if mutant.Planted != mutant.PromiseForgotten {
-			at.promise.Store(uint64(l.began))
-		}
-		if mutant.Planted == mutant.UnsettledForgotten {
-			at.filter.Store(&keyFilter{})
-		}
-		l.all[p] = at
+	l.adding.Lock()
+	defer l.adding.Unlock()
+	if at := l.known()[p]; at != nil {
+		return at
 	}
+	at := &lane{}
+	if mutant.Planted != mutant.PromiseForgotten {
+		at.promise.Store(uint64(l.began))
+	}
+	if mutant.Planted == mutant.UnsettledForgotten {
+		at.filter.Store(&keyFilter{})
+	}
+	next := map[kv.PartitionID]*lane{p: at}
+	maps.Copy(next, l.known())
+	l.all.Store(&next)
 	return at
 }
 
+// known returns the lanes by partition, which the caller only reads.
 func (l *lanes) known() map[kv.PartitionID]*lane {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	out := make(map[kv.PartitionID]*lane, len(l.all))
-	for p, at := range l.all {
-		out[p] = at
+	if all := l.all.Load(); all != nil {
+		return *all
 	}
-	return out
+	return nil
 }
 
 // Unsettled reports whether this replica holds no version of any key of the partition that the strong lane's state may not
@@ -222,16 +225,23 @@ func (s *Store) Peek(r ReadRequest) (ReadReply, error) {
 	return reply, s.unfit(r.Partition)
 }
 
-// Settled has the versions of the key taken away that the strong lane's state has come to cover. It never blocks.
-func (s *Store) Settled(p kv.PartitionID, key []byte) {
+// Settled has the versions of the keys taken away that the strong lane's state has come to cover. It never blocks and keeps none of
+// the keys.
+func (s *Store) Settled(p kv.PartitionID, keys [][]byte) {
 	at := s.lanes.of(p)
-	if at.filter.Load() == nil || !at.maybe(key) {
+	f := at.filter.Load()
+	if f == nil || !f.any.Load() {
 		return // what is there is found when the filter is built
 	}
-	select {
-	case s.prunes <- pruning{p, append([]byte(nil), key...)}:
-	default:
-		at.gone.Add(1)
+	for _, key := range keys {
+		if !f.has(key) {
+			continue
+		}
+		select {
+		case s.prunes <- pruning{p, slices.Clone(key)}:
+		default:
+			at.gone.Add(1)
+		}
 	}
 }
 

@@ -176,7 +176,7 @@ func TestWhatTheStateCoversIsNotUnsettledAndGoes(t *testing.T) {
 		reply := peek(t, n, "k", 0)
 		require.Empty(t, reply.Set.Siblings)
 		require.EqualValues(t, 7, reply.Need, "the reader has to have the state that the answer depends on")
-		n.store.Settled(3, []byte("k"))
+		n.store.Settled(3, [][]byte{[]byte("k")})
 		n.tend(2 * time.Second)
 		require.Empty(t, n.held("k").Siblings)
 		need, none := n.store.Unsettled(3, 0)
@@ -197,5 +197,43 @@ func TestAPeekThatCannotReadAKeyDoesNotMakeItEmptyForOthers(t *testing.T) {
 		_, err := n.store.Peek(ReadRequest{Partition: 3, Epoch: 1, Key: []byte("k"), Peek: true})
 		require.ErrorIs(t, err, storage.ErrCorruption)
 		require.False(t, other.loaded)
+	})
+}
+
+// The store loop tells of every write of the strong lane. Where nothing is unsettled there is nothing to look for.
+func TestWritesOfAPartitionWithoutUnsettledKeysHaveNothingPruned(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, c *cluster) {
+		n := c.nodes[1]
+		n.store.lanes.of(3)
+		n.tend(time.Second)
+		key := []byte("k")
+		n.store.Settled(3, [][]byte{key, []byte("other")})
+		require.Empty(t, n.store.prunes)
+		accepted(t, n, arriving("k", 2, time.Now().UnixMilli(), "v"))
+		n.store.Settled(3, [][]byte{[]byte("other"), key})
+		require.Len(t, n.store.prunes, 1)
+		key[0] = 'x' // it was only lent
+		require.Equal(t, "k", string((<-n.store.prunes).key))
+	})
+}
+
+func TestLaneOfAPartitionIsTheSameToAll(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, c *cluster) {
+		n := c.nodes[1]
+		const askers, partitions = 8, 32
+		var got [askers][partitions]*lane
+		var wg sync.WaitGroup
+		for i := range got {
+			wg.Go(func() {
+				for p := range got[i] {
+					got[i][p] = n.store.lanes.of(kv.PartitionID(p))
+				}
+			})
+		}
+		wg.Wait()
+		for i := range got {
+			require.True(t, got[0] == got[i])
+		}
+		require.Len(t, n.store.lanes.known(), partitions)
 	})
 }

@@ -181,9 +181,9 @@ func (n *Node) compose(deps Deps) (err error) {
 			}
 			return n.eventual.Unsettled(p, promise)
 		},
-		Settled: func(g kv.GroupID, key []byte) {
+		Settled: func(g kv.GroupID, keys [][]byte) {
 			if p, ok := g.Partition(); ok {
-				n.eventual.Settled(p, key)
+				n.eventual.Settled(p, keys)
 			}
 		},
 	})

@@ -206,12 +206,14 @@ func harmless(r *kv.Request, err error) bool {
 func (n *Node) tryStrong(ctx context.Context, rt route, attempt int) (kv.Response, error) {
 	group := rt.partition.Group()
 	owner := slices.Contains(rt.owners, n.id.Node)
-	target := n.pickOwner(rt.owners, attempt)
+	var target kv.NodeID
 	if owner {
 		target = n.strong.Leader(group)
 		if rt.request.Op == kv.OpGet && (target != kv.NoNode || mutant.Planted == mutant.LocalReadAsStrong) {
 			target = n.id.Node // any replica can answer, once the leader has said how far it must have applied
 		}
+	} else {
+		target = n.pickOwner(rt.owners, attempt)
 	}
 	switch {
 	case target == n.id.Node:
@@ -426,9 +428,11 @@ func (n *Node) strongReplicas(rt route) []kv.NodeID {
 // vouch returns why what was read of S must not be answered with: it could not be read, or the replica was found to be
 // wrong since the generation was asked for. Either has the replica rebuilt, and the request may be offered again.
 func (n *Node) vouch(g kv.GroupID, generation uint64, err error) error {
-	if st, _ := n.strong.Status(g); errors.Is(err, storage.ErrCorruption) && len(st.Voters) > 1 {
-		n.strong.Distrust(g, err)
-		return kv.Errorf(kv.CodeNotReady, "%w: %w", consensus.ErrQuarantined, err)
+	if errors.Is(err, storage.ErrCorruption) {
+		if st, _ := n.strong.Status(g); len(st.Voters) > 1 {
+			n.strong.Distrust(g, err)
+			return kv.Errorf(kv.CodeNotReady, "%w: %w", consensus.ErrQuarantined, err)
+		}
 	}
 	if now, ok := n.strong.Sound(g); err == nil && (!ok || now != generation) {
 		err = kv.Errorf(kv.CodeNotReady, "%w", consensus.ErrQuarantined)
