@@ -234,7 +234,11 @@ func (o *readOp) report(node kv.NodeID, reply ReadReply, err error) {
 	default:
 		o.count(node, reply, err)
 	}
+	counted := o.cause == nil && o.plan.votes.Outcome() == Pending
 	o.mu.Unlock()
+	if counted {
+		return // it sleeps on until an answer decides
+	}
 	select {
 	case o.wake <- struct{}{}:
 	default: // it has not looked since the last signal

@@ -101,6 +101,10 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 	}, nil
 }
 
+// AtHand reports whether Read and Write of the key need nothing of the disk before they return, most likely: what the key
+// holds may be forgotten by then.
+func (s *Store) AtHand(p kv.PartitionID, key []byte) bool { return s.deps.State.AtHand(p, key) }
+
 // Read returns what this replica holds of the key.
 func (s *Store) Read(r ReadRequest) (ReadReply, error) {
 	before := s.deps.State.Repair(r.Partition)

@@ -282,9 +282,12 @@ func (o *writeOp) report(attempt int, node kv.NodeID, r WriteReply, err error) {
 	if late {
 		o.measureLag()
 	}
+	// Waking the request's goroutine costs more than the rest of this, so that it sleeps on until an acknowledgement decides.
+	counted := err == nil && r.Accepted && !r.Healing && o.vote.refusals == 0 && o.vote.next(false) == stepWait
 	o.mu.Unlock()
 	o.handOff(h)
 	switch {
+	case !late && counted:
 	case !late:
 		o.poke()
 	case err == nil && r.Accepted:

@@ -39,6 +39,18 @@ func (n *Node) spawn(f func()) bool {
 	return true
 }
 
+// serve runs f here and now when it need not wait for the disk: handing it to another goroutine would cost more than it does.
+func (h handler) serve(atHand bool, f func()) {
+	if !atHand {
+		h.spawn(f)
+		return
+	}
+	if h.n.gate.enter() {
+		defer h.n.gate.leave()
+		f()
+	}
+}
+
 // HandleRaft implements transport.Handler.
 func (h handler) HandleRaft(from kv.NodeID, frame []byte) {
 	if err := h.n.strong.Receive(from, frame); err != nil {
@@ -66,7 +78,7 @@ func (h handler) HandleWrite(_ kv.NodeID, w quorum.WriteRequest, reply func(quor
 		reply(quorum.WriteReply{}, err)
 		return
 	}
-	h.spawn(func() { h.n.eventual.Write(w, reply) })
+	h.serve(h.n.eventual.AtHand(w.Partition, w.Key), func() { h.n.eventual.Write(w, reply) })
 }
 
 // HandleRead implements transport.Handler.
@@ -75,11 +87,11 @@ func (h handler) HandleRead(_ kv.NodeID, r quorum.ReadRequest, reply func(quorum
 		reply(quorum.ReadReply{}, err)
 		return
 	}
-	if r.Peek {
+	if r.Peek { // it may wait for the clock to pass what it promises
 		h.spawn(func() { reply(h.n.eventual.Peek(r)) })
 		return
 	}
-	h.spawn(func() { reply(h.n.eventual.Read(r)) })
+	h.serve(h.n.eventual.AtHand(r.Partition, r.Key), func() { reply(h.n.eventual.Read(r)) })
 }
 
 // HandleWrites implements transport.Handler.

@@ -25,6 +25,8 @@
 // FaultFS is a filesystem that can be told to misbehave: full, failing, slow, or forgetting what was not synced. Nodes with
 // a fault injector and simulations put it below all of this.
 //
+// Rows of the eventual lane that were written or read last are kept in memory as well (recent.go), behind the same calls.
+//
 // # What it never does
 //
 // It decides nothing about consistency, merges nothing, knows no other node, and never exits the process.

@@ -103,6 +103,14 @@ func (r *recent) get(p kv.PartitionID, key []byte) (set causal.SiblingSet, found
 	return set, true, version
 }
 
+// has reports whether get would find the set.
+func (r *recent) has(p kv.PartitionID, key []byte) bool {
+	s := r.of(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.young[rowID{p, string(key)}] != nil || s.old[rowID{p, string(key)}] != nil
+}
+
 // keep keeps a row that was read from Pebble, unless a batch may have changed it since get returned the version.
 func (r *recent) keep(p kv.PartitionID, key, row []byte, set causal.SiblingSet, version uint64) {
 	if !r.fits(len(key) + len(row)) {

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -154,4 +155,31 @@ func TestKeptRowsHaveABound(t *testing.T) {
 	require.Less(t, rows, room/recentRowBytes)
 	_, found, _ := e.recent.get(1, []byte("large"))
 	require.False(t, found)
+}
+
+// Whoever is served without a goroutine of its own must not have to wait for the disk.
+func TestKeyIsAtHandWhileItsSetIsKeptAndTheStrongLaneNeverWroteIt(t *testing.T) {
+	e := openRecent(t)
+	require.Eventually(t, e.absence.complete.Load, 10*time.Second, time.Millisecond)
+	s, key := e.State(), []byte("k")
+	change := func(f func(b *Batch)) {
+		b := e.NewBatch()
+		defer b.Close()
+		f(b)
+		require.NoError(t, e.ApplyNoSync(b))
+	}
+	require.False(t, s.AtHand(3, key), "nobody has looked for it")
+	change(func(b *Batch) { b.SetSiblings(3, key, numbered(1)) })
+	require.True(t, s.AtHand(3, key))
+	require.False(t, s.AtHand(4, key), "it is another partition's")
+	e.recent.forget(3)
+	require.False(t, s.AtHand(3, key))
+	_, found, err := s.Siblings(3, key)
+	require.NoError(t, err)
+	require.True(t, found)
+	require.True(t, s.AtHand(3, key), "it was read")
+	change(func(b *Batch) { b.SetStrong(kv.PartitionID(3).Group(), key, Strong{Value: []byte("v"), Revision: 7}) })
+	require.False(t, s.AtHand(3, key), "the strong lane's state is in Pebble alone")
+	hits, misses := e.recent.counts()
+	require.EqualValues(t, []uint64{0, 1}, []uint64{hits, misses}, "asking is not looking")
 }

@@ -72,6 +72,17 @@ func (s State) Siblings(p kv.PartitionID, key []byte) (out causal.SiblingSet, fo
 	return out, found, err
 }
 
+// AtHand reports whether Siblings and Strong of the key will most likely be answered from memory.
+func (s State) AtHand(p kv.PartitionID, key []byte) bool {
+	if !s.e.recent.has(p, key) {
+		return false
+	}
+	buf := s.e.keys.Get().(*keyBuffer)
+	defer s.e.keys.Put(buf)
+	buf.b = appendStateKey(buf.b[:0], p.Group(), key)
+	return s.e.absence.absent(buf.b)
+}
+
 // Both returns S and E of a key from one view of the storage: no batch lies between the two.
 func (s State) Both(p kv.PartitionID, key []byte) (
 	strong Strong, hasStrong bool, set causal.SiblingSet, hasSet bool, err error,
