@@ -23,19 +23,22 @@ const (
 	// verdictRefused: something here is stamped at or above the attempt, which would be lost behind it. The coordinator
 	// stamps it anew.
 	verdictRefused
+	// verdictShut: no eventual version of the key may be accepted at present, whatever its stamp.
+	verdictShut
 )
 
 // decide is the accept rule of design.md §7 and §8, in the order of ADR 0009: what this replica does with a write that arrives,
 // given what it holds. The order of the cases is part of the protocol.
 //
 //  1. A write id that the strong lane covers is acknowledged: it took effect, whatever its stamp.
-//  2. A stamp that is not above the strong lane's, or above the key's fence, is refused, repeated messages included: after a
+//  2. While the policy lets no eventual write in, none is acknowledged, not even one that was sent before (ADR 0012).
+//  3. A stamp that is not above the strong lane's, or above the key's fence, is refused, repeated messages included: after a
 //     strong write, which may be in the log only, only a new stamp may follow it. So is an attempt from before what the
 //     replica has promised, for the key or to the repair watermark.
-//  3. Unless siblings are kept, a stamp below a held version's is refused, so that a write that is acknowledged is the
+//  4. Unless siblings are kept, a stamp below a held version's is refused, so that a write that is acknowledged is the
 //     last one everywhere it was acknowledged. A context that covers it is no excuse: a repair may have brought that.
-//  4. A dot that the held context covers is acknowledged: the message is late or repeated.
-//  5. All else is merged.
+//  5. A dot that the held context covers is acknowledged: the message is late or repeated.
+//  6. All else is merged.
 //
 // A repair has no attempt that could be refused; the drop rule alone decides what of it survives.
 func (v *versions) decide(w *WriteRequest, keeps bool) verdict {
@@ -46,6 +49,8 @@ func (v *versions) decide(w *WriteRequest, keeps bool) verdict {
 	switch {
 	case v.hasStrong && v.coversID(attempt.ID):
 		return verdictCovered
+	case v.shut && mutant.Planted != mutant.LateEpochAccepted:
+		return verdictShut
 	case mutant.Planted == mutant.CoveredBeforeFence && v.set.Covers(attempt.Dot):
 		return verdictHeld
 	case v.hasStrong && !attempt.Stamp.After(v.strong.Stamp), !attempt.Stamp.After(v.fence):
@@ -104,6 +109,8 @@ const (
 	placementBehind
 	// placementCovered: the strong lane has taken in an earlier attempt of this very write.
 	placementCovered
+	// placementShut: no eventual version of the key may be accepted at present.
+	placementShut
 	// placementImpossible: the resolver can make nothing of the write.
 	placementImpossible
 	// placementOver: the write's first attempt is so long ago that its request must be over.
@@ -127,6 +134,9 @@ func (v *versions) place(
 	}
 	if !d.id.IsZero() && dot.Time.Millis()-d.id.Time.Millis() > AttemptSpan.Milliseconds() {
 		return causal.SiblingSet{}, placementOver, nil
+	}
+	if v.shut {
+		return causal.SiblingSet{}, placementShut, nil
 	}
 	top := v.highest()
 	// A higher base than this node's own was taken, by the same rule, at the replica that it was seen at. That of a fence

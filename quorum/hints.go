@@ -41,6 +41,9 @@ type HintDeps struct {
 	Alive func(kv.NodeID) bool
 	// Target returns the epoch of the map in force, and what that map says of the target.
 	Target func(kv.PartitionID, kv.NodeID) (kv.Epoch, Standing)
+	// Shut reports whether hints of the key are refused at present, because a policy lets no eventual write in: what is worth
+	// keeping of them is held by their coordinator. It is cheap, and called under a lock; nil: none are.
+	Shut func(key []byte) bool
 	// Name spells a node in metrics.
 	Name       func(kv.NodeID) string
 	Logger     *slog.Logger
@@ -260,6 +263,8 @@ func (s *Hints) place(k hintKey, set causal.SiblingSet, attempt causal.Dot, byte
 ) {
 	t, r := s.target(k.target), s.recent[k]
 	switch {
+	case s.deps.Shut != nil && s.deps.Shut([]byte(k.key)):
+		return nil, false, dropShut
 	case attempt.Time <= s.floors[k.partition]:
 		return nil, false, dropWatermark
 	case r != nil && r.context.Dominates(set.Context):

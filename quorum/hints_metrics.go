@@ -20,10 +20,11 @@ const (
 	dropQueue     = "queue"     // the disk does not keep up
 	dropStorage   = "storage"   // the disk did not take it
 	dropDamaged   = "damaged"   // it cannot be read
+	dropShut      = "shut"      // the lanes of its prefix are being switched, or are strong-only
 )
 
 func dropReasons() []string {
-	return []string{dropBytes, dropAge, dropLeft, dropMoved, dropWatermark, dropQueue, dropStorage, dropDamaged}
+	return []string{dropBytes, dropAge, dropLeft, dropMoved, dropWatermark, dropQueue, dropStorage, dropDamaged, dropShut}
 }
 
 // hintMetrics are the store's. It collects what is kept for each target when it is asked.

@@ -11,7 +11,7 @@ import (
 
 // storeMetrics are the local replica's.
 type storeMetrics struct {
-	verdicts     [verdictRefused + 1]prometheus.Counter
+	verdicts     [verdictShut + 1]prometheus.Counter
 	skewed       prometheus.Counter
 	stampRetries prometheus.Counter
 	late         prometheus.Counter
@@ -47,7 +47,7 @@ func newStoreMetrics(reg prometheus.Registerer) *storeMetrics {
 		}),
 	}
 	for v, name := range map[verdict]string{
-		verdictMerge: "merged", verdictCovered: "covered", verdictHeld: "held", verdictRefused: "refused",
+		verdictMerge: "merged", verdictCovered: "covered", verdictHeld: "held", verdictRefused: "refused", verdictShut: "shut",
 	} {
 		m.verdicts[v] = verdicts.WithLabelValues(name)
 	}

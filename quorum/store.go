@@ -35,6 +35,11 @@ type StoreDeps struct {
 	// Async reports whether the policy of the key's prefix has writes acknowledged before the disk has synced them. Nil means that none
 	// has. It never holds for a key whose versions are kept beside one another.
 	Async func(key []byte) bool
+	// Shut reports whether no eventual write of the key may be accepted at present, and sealed that no version of it is left
+	// anywhere, so that what still arrives is out of date. Floor is a reading up to which no attempt is taken on any key. Both are
+	// cheap, and called under a lock; nil: everything may be accepted.
+	Shut  func(key []byte) (shut, sealed bool)
+	Floor func() causal.HLC
 	// Damaged is told of a partition of which a row could not be read. It must not block. Nil: nobody is told.
 	Damaged func(kv.PartitionID)
 	// Sound reports whether the strong lane's rows of the group may be relied on here, and a generation that changes when
@@ -80,6 +85,12 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 	}
 	if deps.Applied == nil {
 		deps.Applied = func(kv.GroupID) uint64 { return 0 }
+	}
+	if deps.Shut == nil {
+		deps.Shut = func([]byte) (bool, bool) { return false, false }
+	}
+	if deps.Floor == nil {
+		deps.Floor = func() causal.HLC { return 0 }
 	}
 	if deps.Damaged == nil {
 		deps.Damaged = func(kv.PartitionID) {}
@@ -180,11 +191,14 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 	if !heals || !v.repair.Healing {
 		w.Set = v.current(w.Set)
 	}
+	if v.sealed && w.IsRepair() {
+		w.Set = v.unsealed(w.Set)
+	}
 	var c *commit
 	waiting := true
 	verdict := v.decide(&w, keeps)
 	switch verdict {
-	case verdictRefused, verdictCovered:
+	case verdictRefused, verdictCovered, verdictShut:
 		waiting = false
 	case verdictHeld:
 		if e.suspect {
@@ -218,6 +232,8 @@ func (s *Store) take(w WriteRequest, heals bool, done func(WriteReply, error)) *
 			base = held
 		}
 		done(WriteReply{Highest: v.refusal(), Base: base}, nil)
+	case verdict == verdictShut:
+		done(WriteReply{}, errShut())
 	case verdict == verdictCovered:
 		done(WriteReply{Accepted: true}, nil) // the strong lane has lost nothing
 	case !waiting:
@@ -251,7 +267,9 @@ func (s *Store) survey(e *entry, v *versions) {
 	at.note(e.key)
 	v.set = e.load(v.set)
 	v.repair = s.deps.State.Repair(p)
-	v.pledge = at.pledge(e.key)
+	v.pledge = max(at.pledge(e.key), s.deps.Floor())
+	// Under the stripe, so that Flush, which passes it, knows of all that was let in before.
+	v.shut, v.sealed = s.deps.Shut(e.key)
 	// An entry may have been applied since the state was read, and the fences have begun anew without it.
 	if fence := s.deps.Fence(p.Group(), e.key); fence.After(v.fence) {
 		v.fence = fence
@@ -388,6 +406,9 @@ func (s *Store) draw(
 			return placed{covered: true}, nil, nil
 		case placementOver:
 			return placed{}, nil, kv.Errorf(kv.CodeDeadlineExceeded, "the write has been under way for longer than any may be")
+		case placementShut:
+			s.metrics.verdicts[verdictShut].Inc()
+			return placed{}, nil, errShut()
 		case placementImpossible:
 			return placed{}, nil, err
 		case placementFull:

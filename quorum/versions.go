@@ -22,6 +22,8 @@ type versions struct {
 	// above it. pledge is the reading up to which the replica has promised to take no attempt on it (see Store.Peek).
 	fence  causal.Stamp
 	pledge causal.HLC
+	// shut says that no attempt on the key may be accepted, sealed that no repair may bring a version either.
+	shut, sealed bool
 	// now is the reading by which it is judged what has expired; zero: nothing has.
 	now causal.HLC
 	// forgotten is the time up to which this node may have forgotten dots of its own.

@@ -55,6 +55,21 @@ func (v *versions) current(arrived causal.SiblingSet) causal.SiblingSet {
 	return kept
 }
 
+// unsealed returns what arrived without the versions that are not held: none is left that the strong lane has not taken in, so that
+// they have been replaced, and what replaced them may be gone.
+func (v *versions) unsealed(arrived causal.SiblingSet) causal.SiblingSet {
+	return arrived.Drop(func(s causal.Sibling) bool {
+		_, held := v.set.Holds(s.Dot)
+		return held
+	})
+}
+
+// errShut is the refusal of an attempt that a policy has come to forbid since the request was admitted.
+func errShut() error {
+	return kv.Errorf(kv.CodeLevelFenced, "the lanes of the key's prefix are being switched, or are strong-only: no eventual write is taken").
+		WithOutcome(kv.OutcomeNotApplied)
+}
+
 // refusal returns the stamp that an attempt must be above.
 func (v *versions) refusal() causal.Stamp {
 	top := v.highest()

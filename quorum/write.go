@@ -422,6 +422,8 @@ func (o *writeOp) failed(what step, deadline error) error {
 		e = kv.Errorf(kv.CodeQuorumUnavailable, "the write was overtaken by others on each of %d attempts", v.attempt)
 	case v.stale != nil:
 		e = kv.Errorf(kv.CodeQuorumUnavailable, "%d of the %d replicas needed acknowledged: %w", acked, v.required, v.stale)
+	case kv.CodeOf(v.cause) == kv.CodeLevelFenced:
+		e = kv.Errorf(kv.CodeLevelFenced, "%d of the %d replicas needed acknowledged: %w", acked, v.required, v.cause)
 	case v.failed:
 		// This node's own storage: say what it said.
 		e = kv.Errorf(kv.AsError(v.cause).Code, "the coordinator could not keep the write: %w", v.cause)

@@ -95,6 +95,10 @@ var hunters = map[mutant.Name][]string{
 	mutant.ProofNeverOld:           {"TestReplicaThatIsCutOffAnswersBoundedReadsUntilItsProofIsTooOld"},
 	mutant.ProofCheckedBefore:      {"pkg/node:TestReadThatWasHeldUpIsReadAgain"},
 	mutant.ProofOutlivesReplica:    {"pkg/node:TestProofOfAReplicaThatWasRebuiltIsNone"},
+	mutant.PeekSkippedEarly:        {"TestStrongReadsFindWhatIsLeftWhileAPrefixDrains", switched},
+	mutant.SweepBeforeAcks:         {"TestWritesOfNodesThatDidNotLearnOfADrainingAreNotLost", switched},
+	mutant.OpenedAtOnce:            {"TestNothingIsWrittenEventuallyBeforeEveryNodeLooksForItAgain", switched},
+	mutant.LateEpochAccepted:       {"quorum:TestLateWriteOfAnOlderPolicyGetsNoAcknowledgement"},
 	mutant.TombstoneAboveLive:      {"quorum:TestOnlyWhatNobodyNeedsIsCollected"},
 	mutant.HiddenBelowStrong:       {"quorum:TestConcurrentVersionsBelowAStrongWriteStayBesideIt", "TestNothingAcknowledgedInEitherLaneVanishesWhereVersionsAreKept"},
 	mutant.CounterBaseForgotten:    {"quorum:TestCounterIsTheLastStrongValueAndWhatThatHasNotReplaced"},
@@ -103,6 +107,9 @@ var hunters = map[mutant.Name][]string{
 
 // mixed has operations of both lanes on the same keys.
 const mixed = "TestStrongOperationsAreLinearizableWithEventualWritesOfTheSameKeys"
+
+// switched has them while the lanes of the keys are switched.
+const switched = "TestStrongAndEventualOperationsAreLinearizableWhileLanesAreSwitched"
 
 // place returns the package and the name of a hunter.
 func place(hunter string) (pkg, test string) {

@@ -18,6 +18,9 @@ type command struct {
 	Map          *ring.Map  `json:"map,omitempty"`
 	PutPolicy    *kv.Policy `json:"put_policy,omitempty"`
 	DeletePolicy *[]byte    `json:"delete_policy,omitempty"`
+	// Advance ends one fence's passing, Refence begins what the policies ask for and an older version did not know of.
+	Advance *advance  `json:"advance,omitempty"`
+	Refence *struct{} `json:"refence,omitempty"`
 }
 
 // reply is what a command answers. It crosses the network when the command was forwarded.
@@ -65,6 +68,12 @@ func apply(s *State, raw []byte) (*State, reply, error) {
 		return next, r, nil
 	case c.DeletePolicy != nil:
 		next, r := applyDeletePolicy(s, *c.DeletePolicy)
+		return next, r, nil
+	case c.Advance != nil:
+		next, r := applyAdvance(s, *c.Advance)
+		return next, r, nil
+	case c.Refence != nil:
+		next, r := applyRefence(s)
 		return next, r, nil
 	}
 	return nil, reply{}, fmt.Errorf("%w: it has no content", errCommand)
@@ -131,6 +140,7 @@ func applyPutPolicy(s *State, p kv.Policy) (*State, reply) {
 		next.Policies = slices.Insert(next.Policies, i, p)
 	}
 	next.PolicyEpoch++
+	next.refence()
 	return next, reply{}
 }
 
@@ -142,6 +152,7 @@ func applyDeletePolicy(s *State, prefix []byte) (*State, reply) {
 	next := s.clone()
 	next.Policies = slices.Delete(next.Policies, i, i+1)
 	next.PolicyEpoch++
+	next.refence()
 	return next, reply{}
 }
 

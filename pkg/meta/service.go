@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caprockdb/caprock/consensus"
+	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/ring"
 )
@@ -72,6 +73,8 @@ type Deps struct {
 type Service struct {
 	cfg  Config
 	deps Deps
+	// agreed is the last policy epoch at which the fences were found to agree with the policies. Only Run uses it.
+	agreed uint64
 }
 
 // New returns a service that does nothing until Run.
@@ -94,6 +97,12 @@ func (s *Service) PutPolicy(ctx context.Context, p kv.Policy) (uint64, error) {
 // policy that does not exist is no error.
 func (s *Service) DeletePolicy(ctx context.Context, prefix []byte) (uint64, error) {
 	return s.propose(ctx, command{DeletePolicy: &prefix})
+}
+
+// Advance ends the passing of the fence, if it is still the one that group 0 has. floor goes with one that opens.
+func (s *Service) Advance(ctx context.Context, f Fence, floor causal.HLC) error {
+	_, err := s.propose(ctx, command{Advance: &advance{Prefix: f.Prefix, Epoch: f.Epoch, Floor: floor}})
+	return err
 }
 
 // Handle proposes a command that another node forwarded. It never forwards again: a node that asked the wrong one
@@ -196,6 +205,12 @@ func (s *Service) nextCommand(leading time.Time) (command, bool) {
 	if m, ok := st.Member(s.deps.Self.ID); ok && m != s.deps.Self {
 		self := s.deps.Self
 		return command{Register: &self}, true
+	}
+	if leads && st.Ready() && st.PolicyEpoch > s.agreed {
+		if !st.Agrees() {
+			return command{Refence: &struct{}{}}, true
+		}
+		s.agreed = st.PolicyEpoch
 	}
 	if !leads || st.Ready() || !s.mayPlace(st, time.Since(leading)) {
 		return command{}, false

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/caprockdb/caprock/pkg/causal"
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/ring"
 )
@@ -54,6 +55,10 @@ type State struct {
 	Policies []kv.Policy `json:"policies"`
 	// PolicyEpoch grows with each change of Policies.
 	PolicyEpoch uint64 `json:"policy_epoch"`
+	// Fences say how keys stand between the lanes, sorted by prefix. PolicyEpoch grows with each change of them too.
+	Fences []Fence `json:"fences,omitempty"`
+	// Floor is a reading up to which no replica accepts an eventual write: see advance.Floor.
+	Floor causal.HLC `json:"floor,omitempty"`
 }
 
 // Formed reports whether the cluster has its identity.
@@ -104,6 +109,7 @@ func (s *State) clone() *State {
 	out := *s
 	out.Members = slices.Clone(s.Members)
 	out.Policies = slices.Clone(s.Policies)
+	out.Fences = slices.Clone(s.Fences)
 	return &out
 }
 

@@ -75,6 +75,10 @@ const (
 	HiddenBelowStrong       Name = "hidden_below_strong"
 	CounterBaseForgotten    Name = "counter_base_forgotten"
 	CoveredForgottenEarly   Name = "covered_forgotten_early"
+	PeekSkippedEarly        Name = "peek_skipped_early"
+	SweepBeforeAcks         Name = "sweep_before_acks"
+	OpenedAtOnce            Name = "opened_at_once"
+	LateEpochAccepted       Name = "late_epoch_accepted"
 )
 
 // All returns every name, in the order in which they are run.
@@ -120,5 +124,9 @@ func All() []Name {
 		HiddenBelowStrong,
 		CounterBaseForgotten,
 		CoveredForgottenEarly,
+		PeekSkippedEarly,
+		SweepBeforeAcks,
+		OpenedAtOnce,
+		LateEpochAccepted,
 	}
 }

@@ -16,6 +16,7 @@ const (
 	metaCommand = 'c'
 	metaProbe   = 'p'
 	metaPing    = 'a'
+	metaLanes   = 'l'
 )
 
 // handler serves peers: it is the node's face towards the transport. Raft frames go straight to the store loop's inbox;
@@ -199,6 +200,12 @@ func (h handler) HandleMeta(_ kv.NodeID, payload []byte, reply func([]byte, erro
 			ctx, cancel := context.WithTimeout(context.Background(), h.n.cfg.Meta.ProposeTimeout)
 			defer cancel()
 			reply(h.n.metadata.Handle(ctx, body))
+		})
+	case metaLanes:
+		h.spawn(func() {
+			ctx, cancel := context.WithTimeout(h.n.gate.closing, sweepTimeout)
+			defer cancel()
+			reply(h.n.handleLanes(ctx, body))
 		})
 	default:
 		reply(nil, kv.Errorf(kv.CodeBadRequest, "unknown metadata request %d", payload[0]))

@@ -17,7 +17,7 @@ import (
 func (n *Node) composeHints(reg prometheus.Registerer) (err error) {
 	n.hints, err = quorum.NewHints(n.cfg.Hints, quorum.HintDeps{
 		Self: n.id.Node, State: n.engine.State(), Committer: spaceCommitter{n}, Clock: n.clock, Replicas: n.mux,
-		Alive: n.alive, Target: n.standing, Name: n.NodeName, Logger: n.log, Registerer: reg,
+		Alive: n.alive, Target: n.standing, Shut: func(key []byte) bool { shut, _ := n.shut(key); return shut }, Name: n.NodeName, Logger: n.log, Registerer: reg,
 	})
 	return err
 }

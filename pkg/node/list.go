@@ -114,9 +114,13 @@ func mergeLists(parts []kv.Response, limit int) (page []kv.ListItem, more bool) 
 func (n *Node) listHere(ctx context.Context, rt route) (kv.Response, error) {
 	g := rt.partition.Group()
 	sound, _ := n.strong.Sound(g)
+	epoch, closed := n.machine.State().ClosedRange(rt.request.List.Prefix)
 	peeked, err := n.strong.Peek(ctx, g, false)
 	if err != nil {
 		return kv.Response{}, err
+	}
+	if after, still := n.machine.State().ClosedRange(rt.request.List.Prefix); closed && still && after == epoch {
+		peeked.Clean = true
 	}
 	r, query := *rt.request, *rt.request.List
 	r.List = &query

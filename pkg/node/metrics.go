@@ -23,6 +23,10 @@ type metrics struct {
 	settles          *prometheus.CounterVec
 	// proofs counts attempts at proofs of level bounded, boundedReads the answers by whom they took.
 	proofs, boundedReads *prometheus.CounterVec
+	// laneChanges counts the changes of fences by what they led to, on the node that led group 0; swept the keys that were settled by a sweep
+	// here, fenced the requests that a policy or a switch refused.
+	laneChanges   *prometheus.CounterVec
+	swept, fenced prometheus.Counter
 	// failures counts strong and bounded requests without a majority, by operation; the eventual lane counts its own beside them.
 	failures [kv.OpList + 1]prometheus.Counter
 }
@@ -76,6 +80,23 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 	m.boundedReads = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "kvstore_bounded_reads_total", Help: "Reads of level bounded by this node's replicas: alone, or with a majority.",
 	}, []string{"by"})
+	m.laneChanges = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kvstore_lane_changes_total", Help: "Changes of how a prefix stands between the lanes, by its new state, seen while leading group 0.",
+	}, []string{"state"})
+	m.swept = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kvstore_lane_swept_keys_total", Help: "Keys whose eventual versions this node had the log take in because their prefix becomes strong-only.",
+	})
+	m.fenced = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "kvstore_lane_fenced_total", Help: "Requests refused here because the lanes of their prefix do not allow their level, or are being switched.",
+	})
+	passing := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kvstore_lane_switches", Help: "Prefixes whose lanes are being switched, as far as this node knows.",
+	}, func() float64 {
+		if n.machine == nil {
+			return 0
+		}
+		return float64(len(n.machine.State().Passing()))
+	})
 	failures := quorum.Failures(r)
 	for op := kv.OpGet; op <= kv.OpList; op++ {
 		m.failures[op] = failures.WithLabelValues(op.String())
@@ -103,6 +124,7 @@ func newMetrics(r prometheus.Registerer, n *Node) *metrics {
 		}
 		return float64(n.strong.Violations() + n.rowsDamaged.Load())
 	})
-	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, m.peeks, m.overtaken, m.settles, m.proofs, m.boundedReads, violations, inFlight, epoch, free)
+	r.MustRegister(m.forwarded, m.refused, m.refusedDisk, m.staleEpoch, m.degraded, m.clockSkew, m.peeks, m.overtaken, m.settles, m.proofs, m.boundedReads,
+		m.laneChanges, m.swept, m.fenced, passing, violations, inFlight, epoch, free)
 	return m
 }

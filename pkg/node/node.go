@@ -47,6 +47,7 @@ type Node struct {
 	injector    *Injector // nil unless the node runs with Dev
 	metadata    *meta.Service
 	metrics     *metrics
+	lanes       lanes
 
 	stand     ringOrder
 	admission admission
@@ -87,6 +88,7 @@ func New(cfg Config, deps Deps) (*Node, error) {
 	})
 	n.workers = newWorkers(n.gate.closing.Done())
 	n.proofs = n.newProver()
+	n.lanes.driver = newLaneDriver(n)
 	n.metrics = newMetrics(deps.Registerer, n)
 	n.admission.opsMax, n.admission.bytesMax = int64(cfg.OpsInFlightMax), cfg.BytesInFlightMax
 	deps = n.withFaults(deps)
@@ -209,6 +211,7 @@ func (n *Node) composeEventual(deps Deps) (err error) {
 	n.eventual, err = quorum.NewStore(n.cfg.Coordinator, quorum.StoreDeps{
 		State: n.engine.State(), Committer: spaceCommitter{n}, Clock: n.clock, Logger: n.log,
 		Registerer: deps.Registerer, Base: n.strong.Base, Fence: n.strong.Fence, Applied: n.strong.Applied, KeepsSiblings: n.keepsSiblings, Async: n.async, Damaged: n.damaged,
+		Shut: n.shut, Floor: func() causal.HLC { return n.machine.State().Floor },
 		Sound: n.strong.Sound, Distrust: n.strong.Distrust,
 	})
 	if err != nil {
@@ -349,6 +352,7 @@ func (n *Node) serve(ctx context.Context, g *errgroup.Group) error {
 	n.bootstrapped.Store(true)
 	g.Go(func() error { return n.metadata.Run(ctx) })
 	g.Go(func() error { return n.hints.Run(ctx) })
+	g.Go(func() error { n.lanes.driver.run(ctx); return nil })
 	g.Go(func() error { return n.exchange.Run(ctx) })
 	return n.followMap(ctx)
 }

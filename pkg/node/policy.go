@@ -31,17 +31,21 @@ func withTTL(st *meta.State, r *kv.Request, ttl time.Duration) *kv.Request {
 }
 
 // admit refuses a request of a level that the policies of its keys do not allow. What became of an operation may always be asked.
-// Nothing depends on when each node learns of a policy: a strong operation looks for eventual versions whatever the policy says.
+// What depends on when each node learns of a policy is up to the fences (lanes.go).
 func admit(st *meta.State, p *kv.Policy, r *kv.Request) error {
 	if r.Op == kv.OpInquire {
 		return nil
 	}
 	if r.Op != kv.OpBatch {
-		return p.Admit(r.Level)
+		key := r.Key
+		if r.Op == kv.OpList && r.List != nil {
+			key = r.List.Prefix
+		}
+		return admitKey(st, p, key, r)
 	}
 	for i := range r.Items {
 		of, _ := st.PolicyFor(r.Items[i].Key)
-		if err := of.Admit(r.Level); err != nil {
+		if err := admitKey(st, &of, r.Items[i].Key, r); err != nil {
 			return err
 		}
 	}

@@ -133,6 +133,7 @@ func (n *Node) plan(r *kv.Request) (route, error) {
 		return route{}, err
 	}
 	if err := admit(st, &policy, r); err != nil {
+		n.metrics.fenced.Inc()
 		return route{}, err
 	}
 	if r.Level != kv.LevelStrong && !r.ID.IsZero() {
@@ -331,7 +332,11 @@ func (n *Node) serveStrong(ctx context.Context, rt route) (kv.Response, error) {
 func (n *Node) strongGet(ctx context.Context, rt route) (kv.Response, error) {
 	// Before the barrier: a replica that is rebuilt behind it may be back at an earlier entry than the barrier waited for.
 	sound, _ := n.strong.Sound(rt.partition.Group())
+	closed := n.closedAt(rt.request.Key)
 	peeked, err := n.readBarrier(ctx, rt.partition.Group())
+	if closed != 0 && n.closedAt(rt.request.Key) == closed {
+		peeked.Clean = true
+	}
 	if mutant.Planted == mutant.LocalReadAsStrong {
 		peeked.Clean = true
 	}

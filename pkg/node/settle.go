@@ -175,11 +175,22 @@ func (n *Node) room(st *standing, more int, before causal.HLC) error {
 // peekMajority makes one round: it adds what a majority of the voters holds, this node's replica among them or not, and waits
 // until all that this depends on is applied here.
 func (n *Node) peekMajority(ctx context.Context, rt *route, key []byte, promise causal.HLC, found *quorum.Findings) error {
+	voters := n.votersOf(rt)
+	required := kv.Majority(len(voters))
+	if mutant.Planted == mutant.PeekOfOne {
+		required = 1
+	}
+	return n.peek(ctx, rt, key, promise, voters, required, found)
+}
+
+// peek is peekMajority, of so many voters.
+func (n *Node) peek(
+	ctx context.Context, rt *route, key []byte, promise causal.HLC, voters []kv.NodeID, required int, found *quorum.Findings,
+) error {
 	type answer struct {
 		reply quorum.ReadReply
 		err   error
 	}
-	voters := n.votersOf(rt)
 	r := quorum.ReadRequest{Partition: rt.partition, Epoch: rt.state.Map.Epoch, Key: key, Peek: true, Promise: promise}
 	ctx, cancel := context.WithTimeout(ctx, peekTimeout)
 	defer cancel()
@@ -196,10 +207,7 @@ func (n *Node) peekMajority(ctx context.Context, rt *route, key []byte, promise 
 		reply, err := n.eventual.Peek(r)
 		answers <- answer{reply, err}
 	}
-	required, failed := kv.Majority(len(voters)), 0
-	if mutant.Planted == mutant.PeekOfOne {
-		required = 1
-	}
+	failed := 0
 	var cause error
 	for have := 0; have < required; {
 		select {
@@ -251,7 +259,9 @@ func (n *Node) guarded(ctx context.Context, rt *route, op consensus.WriteOp) (co
 	asks, promise := false, false
 	for i := range writes {
 		answers := writes[i].Answers()
-		asks, promise = asks || answers || n.keepsSiblings(writes[i].Key), promise || answers
+		closed := n.closedAt(writes[i].Key) != 0
+		asks = asks || answers || !closed && n.keepsSiblings(writes[i].Key)
+		promise = promise || answers && !closed
 	}
 	if !asks {
 		return n.strong.Write(ctx, rt.partition, op)
@@ -276,6 +286,10 @@ func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp,
 	g := rt.partition.Group()
 	sound, _ := n.strong.Sound(g)
 	before := n.everywhereBefore(rt)
+	closed := make([]uint64, len(writes))
+	for i := range writes {
+		closed[i] = n.closedAt(writes[i].Key)
+	}
 	peeked, err := n.strong.Peek(ctx, g, promise)
 	if err != nil {
 		return nil, err
@@ -285,11 +299,14 @@ func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp,
 		w, x := &writes[i], &guard.Writes[i]
 		answers := w.Answers()
 		keeps := n.keepsSiblings(w.Key)
-		if !answers && !keeps {
+		if !answers && (closed[i] != 0 || !keeps) {
 			x.Any = true
 			continue
 		}
-		st, err := n.settled(ctx, rt, w.Key, peeked, answers)
+		st, still, err := n.settledClosed(rt, w.Key, closed[i])
+		if err == nil && !still {
+			st, err = n.settled(ctx, rt, w.Key, peeked, answers)
+		}
 		if err = n.vouch(g, sound, err); err != nil {
 			return nil, err
 		}
@@ -302,6 +319,25 @@ func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp,
 		}
 	}
 	return guard, nil
+}
+
+// settledClosed is settled for a key that was closed before the barrier, as of the epoch, if it still is. What a majority has to promise
+// elsewhere a closed fence promises: no replica accepts an eventual write, and when the fence opens, none with a reading up to
+// what this node had before it acknowledged that (meta.State.Floor).
+func (n *Node) settledClosed(rt *route, key []byte, closed uint64) (st standing, still bool, err error) {
+	if closed == 0 {
+		return st, false, nil
+	}
+	if st, err = n.stateOf(rt, key); err != nil {
+		return st, false, err
+	}
+	if err = n.clock.Observe(st.state.Strong.Stamp.Time); err == nil {
+		st.promised, err = n.clock.Now()
+	}
+	if err != nil {
+		return st, false, kv.Errorf(kv.CodeInternal, "the operation could not be stamped: %w", err)
+	}
+	return st, n.closedAt(key) == closed, nil // after the reading was taken
 }
 
 // judgeBeside tells the expectation of a write what stands beside the state of a key whose prefix keeps versions. Whether that meets the

@@ -52,6 +52,8 @@ type verified struct {
 	quorum kv.Quorum
 	// involved are the counters, as Totals spells them, that must have counted something by the end of many runs.
 	involved []string
+	// switches: the prefix is set to other lanes all the time.
+	switches bool
 	// slow: a run takes so long that one seed has to do unless many are asked for.
 	slow bool
 }
@@ -183,6 +185,10 @@ func (v verified) make(t *testing.T, ctx context.Context, c *Cluster, plan Plan,
 	defer stop()
 	var wg sync.WaitGroup
 	wg.Go(func() { w.Run(runCtx, target, h) })
+	var s switching
+	if v.switches {
+		wg.Go(func() { s.run(runCtx, c, cfg.Prefix, rand.New(rand.NewPCG(drawn, 14)), h) })
+	}
 	fired, err := c.Nemesis(ctx, plan, h.Note)
 	wg.Wait()
 	require.NoError(t, err)
@@ -194,6 +200,11 @@ func (v verified) make(t *testing.T, ctx context.Context, c *Cluster, plan Plan,
 	mended, stop := context.WithTimeout(ctx, Convergence)
 	defer stop()
 	waitReady(t, mended, c, Convergence)
+	if v.switches {
+		require.NoError(t, c.SetPolicy(ctx, kv.Policy{Prefix: []byte(cfg.Prefix)}))
+		awaitLanes(t, ctx, c, Convergence)
+		t.Logf("strong-only %d times, open %d times", s.closed.Load(), s.opened.Load())
+	}
 	converged, difference, err := c.WaitConverged(mended)
 	require.NoError(t, err)
 	require.True(t, difference.Valid, "replicas differ %s after everything was mended: %v", Convergence, difference.Anomalies)
