@@ -56,6 +56,9 @@ type PolicyStore interface {
 	List(ctx context.Context) ([]kv.Policy, error)
 	// Get returns the policy of exactly this prefix.
 	Get(ctx context.Context, prefix []byte) (kv.Policy, bool, error)
+	// Switches returns how far the keys of the policy with exactly this prefix are from the lanes that it names: nothing once they
+	// are there. Without a prefix it returns all switches that are under way.
+	Switches(ctx context.Context, prefix []byte) []kv.LaneSwitch
 	// Put creates or replaces the policy of p.Prefix and returns it as stored.
 	Put(ctx context.Context, p kv.Policy) (kv.Policy, error)
 	// Delete removes the policy of exactly this prefix; an absent one is no error.

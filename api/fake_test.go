@@ -33,6 +33,8 @@ type fakeNode struct {
 	execute  func(ctx context.Context, r *kv.Request) (kv.Response, error)
 	unready  map[kv.Level]error
 	policies map[string]kv.Policy
+	// switches are those under way, the same for every prefix.
+	switches []kv.LaneSwitch
 	faults   FaultStore
 	document func(name string) (any, error)
 }
@@ -208,6 +210,8 @@ func (f fakePolicies) Get(_ context.Context, prefix []byte) (kv.Policy, bool, er
 	p, ok := f.policies[string(prefix)]
 	return p, ok, nil
 }
+
+func (f fakePolicies) Switches(context.Context, []byte) []kv.LaneSwitch { return f.switches }
 
 func (f fakePolicies) Put(_ context.Context, p kv.Policy) (kv.Policy, error) {
 	f.policies[string(p.Prefix)] = p

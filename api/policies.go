@@ -47,7 +47,7 @@ func (x *exchange) getPolicy(prefix []byte) {
 	case !found:
 		x.fail(kv.Errorf(codePolicyNotFound, "the prefix has no policy of its own"))
 	default:
-		x.body = append(appendPolicy(x.body[:0], &p), '\n')
+		x.body = append(appendPolicy(x.body[:0], &p, x.switchesOf(ctx, prefix)), '\n')
 		x.send(http.StatusOK, contentJSON)
 	}
 }
@@ -65,13 +65,19 @@ func (x *exchange) listPolicies() {
 		return
 	}
 	dst := append(x.body[:0], `{"policies":[`...)
+	shown := make([][]kv.LaneSwitch, len(policies))
 	for i := range policies {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = appendPolicy(dst, &policies[i])
+		shown[i] = x.switchesOf(ctx, policies[i].Prefix)
+		dst = appendPolicy(dst, &policies[i], shown[i])
 	}
-	x.body = append(dst, "]}\n"...)
+	dst = append(dst, ']')
+	if left := orphans(x.switchesOf(ctx, nil), shown); len(left) > 0 {
+		dst = appendSwitches(dst, left)
+	}
+	x.body = append(dst, "}\n"...)
 	x.send(http.StatusOK, contentJSON)
 }
 
@@ -93,7 +99,7 @@ func (x *exchange) putPolicy(prefix []byte) {
 		x.fail(classify(kv.OpPut, err))
 		return
 	}
-	x.body = append(appendPolicy(x.body[:0], &stored), '\n')
+	x.body = append(appendPolicy(x.body[:0], &stored, x.switchesOf(ctx, prefix)), '\n')
 	x.send(http.StatusOK, contentJSON)
 }
 
@@ -218,7 +224,7 @@ func onlySupported(name, value string, supported []string) *kv.Error {
 }
 
 // appendPolicy appends the whole policy; what it leaves to the cluster is null.
-func appendPolicy(dst []byte, p *kv.Policy) []byte {
+func appendPolicy(dst []byte, p *kv.Policy, switches []kv.LaneSwitch) []byte {
 	dst = appendBytes(append(dst, '{'), "prefix", "prefix_encoding", p.Prefix)
 	dst = append(dst, `,"default":`...)
 	if p.Default == kv.LevelUnset {
@@ -257,5 +263,5 @@ func appendPolicy(dst []byte, p *kv.Policy) []byte {
 	dst = appendText(dst, cmp.Or(p.Durability, kv.DurabilitySync))
 	dst = append(dst, `,"read_repair":`...)
 	dst = appendText(dst, cmp.Or(p.ReadRepair, kv.RepairBackground))
-	return append(dst, `,"state":"active"}`...)
+	return appendPolicyState(dst, switches)
 }

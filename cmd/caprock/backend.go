@@ -83,6 +83,14 @@ func (s policyStore) Get(_ context.Context, prefix []byte) (kv.Policy, bool, err
 	return all[i], true, nil
 }
 
+// Switches implements api.PolicyStore.
+func (s policyStore) Switches(ctx context.Context, prefix []byte) []kv.LaneSwitch {
+	if len(prefix) == 0 {
+		return s.Node.Switches(ctx)
+	}
+	return s.PolicyState(ctx, prefix)
+}
+
 // Put implements api.PolicyStore. The policy is in force on this node when it returns, and on the others once they have
 // applied the same entry.
 func (s policyStore) Put(ctx context.Context, p kv.Policy) (kv.Policy, error) {

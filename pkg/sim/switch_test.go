@@ -105,7 +105,7 @@ func TestStrongReadsFindWhatIsLeftWhileAPrefixDrains(t *testing.T) {
 func TestWritesOfNodesThatDidNotLearnOfADrainingAreNotLost(t *testing.T) {
 	for _, seed := range fewSeeds() {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			inTunedBubble(t, seed, 5, nothingSpreads, func(t *testing.T, ctx context.Context, c *Cluster) {
+			inTunedBubble(t, seed, 5, hintsOnly, func(t *testing.T, ctx context.Context, c *Cluster) {
 				// A partition with a replica at the leader of group 0, which becomes its leader, and two elsewhere.
 				lead := metaLeader(t, c)
 				var key string
@@ -290,7 +290,7 @@ func TestKeysOfALongerPrefixFollowTheirOwnPolicy(t *testing.T) {
 }
 
 func TestResolversKeepTheirMeaningWhenTheirPrefixBecomesStrongOnly(t *testing.T) {
-	inSettleBubble(t, func(t *testing.T, ctx context.Context, c *Cluster) {
+	inHintBubble(t, func(t *testing.T, ctx context.Context, c *Cluster) {
 		policy := func(prefix, resolver, lanes string) {
 			require.NoError(t, c.SetPolicy(ctx, kv.Policy{Prefix: []byte(prefix), Resolver: resolver, Lanes: lanes}))
 		}
@@ -342,6 +342,14 @@ func TestResolversKeepTheirMeaningWhenTheirPrefixBecomesStrongOnly(t *testing.T)
 		require.NoError(t, err)
 		require.Equal(t, "7", string(res.Value))
 	})
+}
+
+// inHintBubble is inSettleBubble in which hints are handed over: a prefix is not strong-only before they are.
+func inHintBubble(t *testing.T, scenario func(t *testing.T, ctx context.Context, c *Cluster)) {
+	t.Helper()
+	for _, seed := range fewSeeds() {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { inTunedBubble(t, seed, 3, hintsOnly, scenario) })
+	}
 }
 
 // switching sets the prefix to other lanes again and again until ctx is done, and notes it. It counts how often it was strong-only and how
