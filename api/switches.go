@@ -68,8 +68,12 @@ func appendSwitch(dst []byte, s *kv.LaneSwitch) []byte {
 		member string
 		value  int
 	}{
-		{`,"partitions":`, s.Partitions}, {`,"partitions_swept":`, s.Swept}, {`,"passes":`, s.Passes}, {`,"hints":`, s.Hints},
-		{`,"settled_keys":`, s.Settled}, {`,"conflicts":`, s.Conflicts},
+		{`,"partitions":`, s.Partitions},
+		{`,"partitions_swept":`, s.Swept},
+		{`,"passes":`, s.Passes},
+		{`,"hints":`, s.Hints},
+		{`,"settled_keys":`, s.Settled},
+		{`,"conflicts":`, s.Conflicts},
 	} {
 		dst = strconv.AppendInt(append(dst, count.member...), int64(count.value), 10)
 	}

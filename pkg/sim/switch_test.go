@@ -14,7 +14,6 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 	"github.com/caprockdb/caprock/pkg/meta"
 	"github.com/caprockdb/caprock/pkg/verify"
-	"github.com/caprockdb/caprock/ring"
 )
 
 // Switching the lanes of a prefix while it is used (ADR 0012).
@@ -117,7 +116,7 @@ func TestWritesOfNodesThatDidNotLearnOfADrainingAreNotLost(t *testing.T) {
 						continue
 					}
 					key = k
-					for _, name := range ownersOf(t, c, lead, k) {
+					for _, name := range ownersOf(t, c, k) {
 						if at := slices.Index(c.names, name); at != lead {
 							apart = append(apart, at)
 						}
@@ -145,17 +144,6 @@ func TestWritesOfNodesThatDidNotLearnOfADrainingAreNotLost(t *testing.T) {
 			})
 		})
 	}
-}
-
-func ownersOf(t *testing.T, c *Cluster, at int, key string) []string {
-	t.Helper()
-	for _, p := range c.Node(at).Partitions() {
-		if p.Partition == ring.PartitionOf([]byte(key), c.opts.Partitions) {
-			return p.Replicas
-		}
-	}
-	t.Fatalf("%s lies in no partition", key)
-	return nil
 }
 
 // A leader that has not heard that its prefix opens reads nothing but its log.
