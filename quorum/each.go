@@ -43,13 +43,14 @@ func (c *Coordinator) DoEach(ctx context.Context, calls []Call) []kv.Answer {
 }
 
 // standsAlone reports whether the request takes a path of its own before anything is sent, so that the others must not wait for
-// it: a listing, a key whose writes go to the leader, a writer that has seen what this node may have to ask for.
+// it: a listing, a key whose writes go to the leader, a write that is sent only once it is durable here, a writer that has seen what
+// this node may have to ask for.
 func (c *Coordinator) standsAlone(call *Call) bool {
 	r := call.Request
 	switch {
 	case !r.Op.IsWrite():
 		return r.Op != kv.OpGet
-	case call.Quorum.W > 1 && c.hot.has(r.Key) || len(r.Resume) > 0:
+	case call.Quorum.W > 1 && c.hot.has(r.Key) || len(r.Resume) > 0 || call.Resolver.KeepsSiblings():
 		return true
 	case len(r.Context) == 0:
 		return false

@@ -26,6 +26,8 @@ type writeOp struct {
 	draft       *draft
 	found       bool
 	attemptsMax int
+	// own receives what became of this node's own copy of the present attempt, where that is waited for before it is sent; else nil.
+	own chan error
 
 	// first and mounted are the dots of the first and the last attempt that were placed here, applied and result how the write
 	// ended; rides guards them. ended is closed then.
@@ -163,7 +165,34 @@ func (o *writeOp) goOn(ctx context.Context, attempt int, p placed) (kv.Response,
 
 // ownCopy reports what becomes of this node's own copy of the attempt.
 func (o *writeOp) ownCopy(attempt int) func(WriteReply, error) {
-	return func(r WriteReply, err error) { o.report(attempt, o.c.deps.Self, r, err) }
+	if !o.keptFirst() {
+		return func(r WriteReply, err error) { o.report(attempt, o.c.deps.Self, r, err) }
+	}
+	own := make(chan error, 1)
+	o.own = own
+	return func(r WriteReply, err error) {
+		o.report(attempt, o.c.deps.Self, r, err)
+		own <- err
+	}
+}
+
+// keptFirst reports whether nothing of an attempt may be sent before this node's own copy is durable. Where versions are kept, what the
+// others drop for an attempt would be gone with it: its coordinator, which has lost it with its power, covers it with its next dot.
+func (o *writeOp) keptFirst() bool {
+	return o.call.Resolver.KeepsSiblings() && mutant.Planted != mutant.SentBeforeKept
+}
+
+// safeHere waits until the attempt may be sent. It returns false when it may not.
+func (o *writeOp) safeHere(ctx context.Context) bool {
+	if o.own == nil {
+		return true
+	}
+	select {
+	case err := <-o.own:
+		return err == nil
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // conclude waits until the attempt is decided. It returns false when there has to be another.
@@ -209,6 +238,9 @@ func (o *writeOp) begin() (attempt int) {
 func (o *writeOp) send(ctx context.Context, attempt int, p placed) {
 	until := o.c.callContext(ctx)
 	w := o.open(p, until)
+	if !o.safeHere(ctx) {
+		return
+	}
 	for _, node := range o.nodes[1:] {
 		if !o.c.calls.begin(node) {
 			o.report(attempt, node, WriteReply{}, o.c.errNotCalled(node))

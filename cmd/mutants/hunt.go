@@ -100,6 +100,7 @@ var hunters = map[mutant.Name][]string{
 	mutant.OpenedAtOnce:            {"TestNothingIsWrittenEventuallyBeforeEveryNodeLooksForItAgain", switched},
 	mutant.LateEpochAccepted:       {"quorum:TestLateWriteOfAnOlderPolicyGetsNoAcknowledgement"},
 	mutant.TombstoneAboveLive:      {"quorum:TestOnlyWhatNobodyNeedsIsCollected"},
+	mutant.SentBeforeKept:          {"quorum:TestPowerCutOfACoordinatorTakesNoAcknowledgedSiblingAlong"},
 	mutant.HiddenBelowStrong:       {"quorum:TestConcurrentVersionsBelowAStrongWriteStayBesideIt", "TestNothingAcknowledgedInEitherLaneVanishesWhereVersionsAreKept"},
 	mutant.CounterBaseForgotten:    {"quorum:TestCounterIsTheLastStrongValueAndWhatThatHasNotReplaced"},
 	mutant.CoveredForgottenEarly:   {"consensus:TestCoveredIDsAreForgottenBelowTheWatermarkOnly"},

@@ -79,6 +79,7 @@ const (
 	SweepBeforeAcks         Name = "sweep_before_acks"
 	OpenedAtOnce            Name = "opened_at_once"
 	LateEpochAccepted       Name = "late_epoch_accepted"
+	SentBeforeKept          Name = "sent_before_kept"
 )
 
 // All returns every name, in the order in which they are run.
@@ -128,5 +129,6 @@ func All() []Name {
 		SweepBeforeAcks,
 		OpenedAtOnce,
 		LateEpochAccepted,
+		SentBeforeKept,
 	}
 }
