@@ -16,6 +16,7 @@ type testDisk struct {
 	mu      sync.Mutex
 	queue   []queuedCommit
 	sync    time.Duration
+	early   bool  // what is committed can be read before it is synced, as with the real committer
 	refuse  error // Commit returns it
 	drop    error // commits fail with it before they are filled
 	fail    error // commits fail with it after they were filled, and are lost
@@ -100,10 +101,12 @@ func (d *testDisk) write(queue []queuedCommit, pause time.Duration, drop, fail e
 	}
 }
 
-// apply writes the batch. Where somebody does not wait for the disk it is there before its sync.
+// apply writes the batch. Where somebody does not wait for the disk, or with early set, it is there before its sync.
 func (d *testDisk) apply(b *storage.Batch, queue []queuedCommit, pause time.Duration) error {
-	async := slices.ContainsFunc(queue, func(q queuedCommit) bool { return q.visible != nil })
-	if !async {
+	d.mu.Lock()
+	early := d.early
+	d.mu.Unlock()
+	if !early && !slices.ContainsFunc(queue, func(q queuedCommit) bool { return q.visible != nil }) {
 		time.Sleep(pause)
 		return d.engine.ApplySync(b)
 	}

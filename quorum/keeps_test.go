@@ -269,3 +269,33 @@ func TestPowerCutOfACoordinatorTakesNoAcknowledgedSiblingAlong(t *testing.T) {
 		}
 	})
 }
+
+// A reader hands on what it found, which must not be what its replica may still lose.
+func TestVersionsThatAreKeptAreReadOnceTheyAreDurable(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		c.keeps = true
+		c.slowLinks(time.Millisecond)
+		first, err := c.put(1, "k", "first", nil, 3)
+		require.NoError(t, err)
+		c.nodes[1].disk.set(func(d *testDisk) { d.sync, d.early = 300*time.Millisecond, true })
+		began := time.Now()
+		writer := make(chan error, 1)
+		go func() {
+			_, err := c.put(1, "k", "second", first.Context, 2)
+			writer <- err
+		}()
+		time.Sleep(100 * time.Millisecond)
+		require.False(t, c.nodes[1].store.AtHand(3, []byte("k")))
+		res, err := c.get(2, "k", 2)
+		require.NoError(t, err)
+		require.Equal(t, "first", string(res.Value))
+		require.Less(t, time.Since(began), 300*time.Millisecond)
+		for string(res.Value) == "first" {
+			res, err = c.get(2, "k", 3)
+			require.NoError(t, err)
+		}
+		require.Equal(t, "second", string(res.Value))
+		require.GreaterOrEqual(t, time.Since(began), 300*time.Millisecond)
+		require.NoError(t, <-writer)
+	})
+}

@@ -101,6 +101,22 @@ func (p *pendingKeys) enter(partition kv.PartitionID, key []byte) (e *entry, kno
 	return e, e.loaded
 }
 
+// await has done called once all that the key holds is durable, or failed. It returns false when it already is. With done nil it only
+// looks.
+func (p *pendingKeys) await(partition kv.PartitionID, key []byte, done func(error)) bool {
+	st := &p.stripes[xxhash.Sum64(key)%stripesMax]
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	e := st.entries[entryKey{partition, string(key)}]
+	switch {
+	case e == nil:
+		return false
+	case done == nil:
+		return e.queued != nil || e.filled != nil
+	}
+	return e.await(durable, done)
+}
+
 // leave gives a reference up. The stripe must be locked.
 func (e *entry) leave() {
 	e.refs--

@@ -114,7 +114,9 @@ func NewStore(cfg Config, deps StoreDeps) (*Store, error) {
 
 // AtHand reports whether Read and Write of the key need nothing of the disk before they return, most likely: what the key
 // holds may be forgotten by then.
-func (s *Store) AtHand(p kv.PartitionID, key []byte) bool { return s.deps.State.AtHand(p, key) }
+func (s *Store) AtHand(p kv.PartitionID, key []byte) bool {
+	return s.deps.State.AtHand(p, key) && !(s.pending.await(p, key, nil) && s.deps.KeepsSiblings(key))
+}
 
 // Read returns what this replica holds of the key.
 func (s *Store) Read(r ReadRequest) (ReadReply, error) {
@@ -147,7 +149,26 @@ func (s *Store) Read(r ReadRequest) (ReadReply, error) {
 	if after.Quarantined {
 		return ReadReply{}, errQuarantined(r.Partition)
 	}
+	if err := s.awaitKept(r.Partition, r.Key); err != nil {
+		return ReadReply{}, err
+	}
 	return ReadReply{HasStrong: found, Strong: strong, Set: set, Healing: before.Healing || after.Healing}, nil
+}
+
+// awaitKept returns once what was read of the key is durable, where versions are kept: what is read is handed on, and others drop what
+// it replaced (see writeOp.keptFirst).
+func (s *Store) awaitKept(p kv.PartitionID, key []byte) error {
+	if !s.deps.KeepsSiblings(key) {
+		return nil
+	}
+	kept := make(chan error, 1)
+	if !s.pending.await(p, key, func(err error) { kept <- err }) {
+		return nil
+	}
+	if err := <-kept; err != nil {
+		return unread(err)
+	}
+	return nil
 }
 
 // Write merges the request's set into this replica's and calls done once: with Accepted after the result is durable,
