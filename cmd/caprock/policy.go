@@ -49,6 +49,7 @@ func newPolicyVerb(a *app, use, short string, args cobra.PositionalArgs, method 
 		c      connection
 		output outputFormat
 		flags  policyFlags
+		wait   bool
 	)
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: usageArgs(args),
@@ -63,6 +64,16 @@ func newPolicyVerb(a *app, use, short string, args cobra.PositionalArgs, method 
 			raw, err := c.admin(cmd.Context(), method, path, body)
 			if err != nil {
 				return err
+			}
+			if wait {
+				if err := awaitLanes(cmd.Context(), a, &c, args[0]); err != nil {
+					return err
+				}
+				if method == http.MethodPut {
+					if raw, err = c.admin(cmd.Context(), http.MethodGet, path, nil); err != nil {
+						return err
+					}
+				}
 			}
 			return output.print(a, json.RawMessage(raw), func() error { return printPolicies(a, method, raw) })
 		},
@@ -80,6 +91,9 @@ func newPolicyVerb(a *app, use, short string, args cobra.PositionalArgs, method 
 		fs.StringVar(&flags.ttl, "ttl", "", "how long values are there that are put without one, such as 24h")
 		fs.StringVar(&flags.durability, "durability", "", "sync, or async: eventual writes are acknowledged before the disk has synced them")
 		fs.StringVar(&flags.readRepair, "read-repair", "", "background, blocking or off")
+	}
+	if method != http.MethodGet {
+		fs.BoolVar(&wait, "wait", false, "return only once the keys have the lanes that were asked for, and tell of progress on stderr")
 	}
 	output.addFlag(fs, formatTable)
 	c.addFlags(a, fs)
