@@ -96,6 +96,7 @@ test-comprehensive: ## Everything: race detector everywhere, 200 seeds of a minu
 	CGO_ENABLED=1 go test -race -timeout 60m ./...
 	CAPROCK_SIM_FAULTY=60s CAPROCK_SIM_SEEDS=200 go test -count=1 -timeout 600m ./pkg/sim/...
 	CAPROCK_AWAY_WRITES=1000000 CAPROCK_SNAPSHOT_MIB=1024 go test -count=1 -timeout 60m -run 'AwayForAMillion|LargeSnapshot' -v ./consensus
+	CAPROCK_LANE_KEYS=100000 go test -count=1 -timeout 60m -run LanesAreSwitched -v ./cmd/caprock
 	CAPROCK_MODEL_WALKS=2000000 go test -count=1 -timeout 120m ./pkg/sim/model
 	CAPROCK_STORAGE_SEEDS=200 go test -count=1 -timeout 60m -run Crash ./pkg/storage
 	$(MAKE) mutants
