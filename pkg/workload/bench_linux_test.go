@@ -42,8 +42,8 @@ func (c cell) perOperation(cpu time.Duration) float64 {
 }
 
 // BenchmarkCluster measures a cluster of three processes on this machine, with the load generator beside them: puts and gets at each
-// level, with 1, 64, 256 and 1,000 operations in flight, over HTTP and over the Go client's stream. Each cell runs for DURATION (3s). With
-// BENCH_OUT=FILE the table is written there in Markdown.
+// level, with 1, 64, 256 and 1,000 operations in flight, over HTTP and over the Go client's stream; and what strong ones lose where eventual writes
+// are allowed. Each cell runs for DURATION (3s). With BENCH_OUT=FILE the tables are written there in Markdown.
 func BenchmarkCluster(b *testing.B) {
 	duration, err := time.ParseDuration(cmp.Or(os.Getenv("DURATION"), "3s"))
 	require.NoError(b, err, "DURATION")
@@ -74,10 +74,11 @@ func BenchmarkCluster(b *testing.B) {
 			}
 		}
 	}
+	ratios := benchmarkLanes(b, cluster, targets, duration)
 	if path := os.Getenv("BENCH_OUT"); path != "" {
 		path = fromRoot(path)
 		require.NoError(b, os.MkdirAll(filepath.Dir(path), 0o755))
-		require.NoError(b, os.WriteFile(path, []byte(table(cells, duration)), 0o644))
+		require.NoError(b, os.WriteFile(path, []byte(table(cells, duration)+laneTable(ratios)), 0o644))
 	}
 }
 
@@ -99,11 +100,17 @@ func benchConfig(level kv.Level) Config {
 // fill writes every key once, so that reads find something.
 func fill(b *testing.B, target Target, level kv.Level) {
 	b.Helper()
-	generator := NewGenerator(benchConfig(level), newRand(1, 1))
+	fillKeys(b, target, benchConfig(level))
+}
+
+// fillKeys is fill for any configuration.
+func fillKeys(b *testing.B, target Target, cfg Config) {
+	b.Helper()
+	generator := NewGenerator(cfg, newRand(1, 1))
 	var writers errgroup.Group
 	writers.SetLimit(256)
 	for i := range int64(benchKeys) {
-		op := Op{Kind: kv.OpPut, Level: level, Key: generator.Key(i), Value: generator.block[:benchValueBytes], Timeout: kv.RequestTimeout}
+		op := Op{Kind: kv.OpPut, Level: cfg.Level, Key: generator.Key(i), Value: generator.block[:benchValueBytes], Timeout: kv.RequestTimeout}
 		writers.Go(func() error { return target.Do(b.Context(), op) })
 	}
 	require.NoError(b, writers.Wait())
