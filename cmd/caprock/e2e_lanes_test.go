@@ -24,11 +24,11 @@ const laneSwitchMax = 10 * time.Minute
 
 // laneState is what a policy's answer says of its switch.
 type laneState struct {
-	State    string       `json:"state"`
-	Switches []laneSwitch `json:"switches"`
+	State    string           `json:"state"`
+	Switches []switchProgress `json:"switches"`
 }
 
-type laneSwitch struct {
+type switchProgress struct {
 	Phase      string   `json:"phase"`
 	WaitingFor []string `json:"waiting_for"`
 	Settled    int      `json:"settled_keys"`
@@ -189,7 +189,7 @@ func (s *laneSwitcher) drainAndKill(n *e2eNode, after int) {
 	s.disturbed.Store(true)
 	s.c.kill(n)
 	s.await("nobody waits for the node that is away", func(st laneState) bool {
-		return slices.ContainsFunc(st.Switches, func(w laneSwitch) bool { return slices.Contains(w.WaitingFor, n.name) })
+		return slices.ContainsFunc(st.Switches, func(w switchProgress) bool { return slices.Contains(w.WaitingFor, n.name) })
 	})
 	require.Equal(s.t, "draining", s.look().State, "a switch ended without a node")
 	s.c.start(n)

@@ -56,6 +56,9 @@ func BenchmarkCluster(b *testing.B) {
 	defer httpTarget.Close()
 	targets := map[string]Target{"HTTP": httpTarget, "stream": NewClientTarget(c)}
 
+	// Before anything is written eventually, and afterwards.
+	fillLanes(b, cluster, targets["stream"])
+	ratios := benchmarkLanes(b, cluster, targets, false, duration)
 	var cells []cell
 	for level := kv.LevelStrong; level <= kv.LevelLocal; level++ {
 		fill(b, NewClientTarget(c), level)
@@ -74,7 +77,7 @@ func BenchmarkCluster(b *testing.B) {
 			}
 		}
 	}
-	ratios := benchmarkLanes(b, cluster, targets, duration)
+	ratios = append(ratios, benchmarkLanes(b, cluster, targets, true, duration)...)
 	if path := os.Getenv("BENCH_OUT"); path != "" {
 		path = fromRoot(path)
 		require.NoError(b, os.MkdirAll(filepath.Dir(path), 0o755))
