@@ -66,6 +66,8 @@ type Settlement struct {
 	// state stays what it is, and only takes the ids in.
 	Winner causal.Sibling
 	Keeps  bool
+	// Base is storage.Strong.Base of what the state becomes.
+	Base []byte
 	// Anew says that the state is stamped above all that is taken in: the winner needs the stamp of an entry.
 	Anew bool
 	// Conflict says that the resolver keeps more than one of them, which no state can hold.
@@ -86,6 +88,7 @@ func (f *Findings) Settle(state ReadReply, r Resolver, now causal.HLC) Settlemen
 	if len(out.Takes) == 0 {
 		return out
 	}
+	out.Base = f.Base(state, r)
 	v := versions{hasStrong: state.HasStrong, strong: state.Strong, set: f.set, now: now}
 	seen := v.seen(true)
 	if len(seen) == 0 {
@@ -107,8 +110,10 @@ func (f *Findings) Settle(state ReadReply, r Resolver, now causal.HLC) Settlemen
 			top = s
 		}
 	}
-	out.Anew = state.HasStrong && !top.Stamp.After(state.Strong.Stamp)
-	made := plain(r.Resolve(seen))
+	// So has a counter's: its stamp names what it counts, which the version of that stamp counts only a part of.
+	_, counts := r.(Counter)
+	out.Anew = counts || state.HasStrong && !top.Stamp.After(state.Strong.Stamp)
+	made := v.combine(r, seen)
 	top.Value, top.Deleted, top.State, top.Expiry = made.Value, made.Deleted, false, made.Expiry
 	out.Winner = top
 	return out

@@ -192,13 +192,7 @@ func (v *versions) resolve(res *kv.Response, r Resolver, mode kv.SiblingMode) er
 			res.Found = true
 		}
 	}
-	winner := r.Resolve(visible)
-	if winner.State && len(v.strong.Base) > 0 {
-		base, _ := decodeTallies(v.strong.Base)
-		all, _ := decodeTallies(winner.Value)
-		winner.Value = all.less(base).encode()
-	}
-	winner = plain(winner)
+	winner := v.combine(r, visible)
 	if res.Siblings == nil && !winner.Deleted {
 		res.Found, res.Value, res.Expires = true, winner.Value, expiryTime(winner.Expiry)
 	}
@@ -206,6 +200,18 @@ func (v *versions) resolve(res *kv.Response, r Resolver, mode kv.SiblingMode) er
 		res.Timestamp = winner.Stamp.Time.Time()
 	}
 	return nil
+}
+
+// combine returns what the resolver makes of the versions that are seen, as a user reads it: without what the strong lane's state has
+// counted of them before.
+func (v *versions) combine(r Resolver, seen []causal.Sibling) causal.Sibling {
+	winner := r.Resolve(seen)
+	if winner.State && len(v.strong.Base) > 0 {
+		base, _ := decodeTallies(v.strong.Base)
+		all, _ := decodeTallies(winner.Value)
+		winner.Value = all.less(base).encode()
+	}
+	return plain(winner)
 }
 
 // expiryTime returns when a value expires as answers carry it.

@@ -156,7 +156,7 @@ func (n *Node) settleWhole(ctx context.Context, rt *route, key []byte) (settled,
 
 // settleOp is the entry that takes the versions in.
 func settleOp(key []byte, st *standing, what *quorum.Settlement, before, now causal.HLC) consensus.WriteOp {
-	x := consensus.Expectation{Revision: st.revision(), Before: before}
+	x := consensus.Expectation{Revision: st.revision(), Before: before, Base: what.Base}
 	if what.Keeps {
 		x.Covers = what.Takes
 		op := consensus.WriteOp{
