@@ -79,6 +79,17 @@ func TestAttemptsUpToTheFloorAreStampedAnew(t *testing.T) {
 	})
 }
 
+// Group 0 is applied while the write is looked at.
+func TestWriteThatAnOpeningLetsInIsHeldAgainstItsFloor(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, c *cluster) {
+		n, w := c.nodes[1], arriving("k", 2, time.Now().UnixMilli(), "v")
+		var floor causal.HLC
+		n.store.deps.Shut = func([]byte) (bool, bool) { floor = w.New.Time; return false, false }
+		n.store.deps.Floor = func() causal.HLC { return floor }
+		turnedAway(t, n, w, "a conditional write may have been stamped there")
+	})
+}
+
 func TestHintsAreRefusedWhereEventualWritesAre(t *testing.T) {
 	inBubble(t, 2, func(t *testing.T, c *cluster) {
 		n, w := c.nodes[1], arriving("k", 2, time.Now().UnixMilli(), "v")

@@ -288,9 +288,10 @@ func (s *Store) survey(e *entry, v *versions) {
 	at.note(e.key)
 	v.set = e.load(v.set)
 	v.repair = s.deps.State.Repair(p)
-	v.pledge = max(at.pledge(e.key), s.deps.Floor())
-	// Under the stripe, so that Flush, which passes it, knows of all that was let in before.
+	// Under the stripe, so that Flush, which passes it, knows of all that was let in before. Before the floor, which rises with the opening
+	// that lets the key's writes in again.
 	v.shut, v.sealed = s.deps.Shut(e.key)
+	v.pledge = max(at.pledge(e.key), s.deps.Floor())
 	// An entry may have been applied since the state was read, and the fences have begun anew without it.
 	if fence := s.deps.Fence(p.Group(), e.key); fence.After(v.fence) {
 		v.fence = fence
