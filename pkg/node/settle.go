@@ -260,7 +260,7 @@ func (n *Node) guarded(ctx context.Context, rt *route, op consensus.WriteOp) (co
 	for i := range writes {
 		answers := writes[i].Answers()
 		closed := n.closedAt(writes[i].Key) != 0
-		asks = asks || answers || !closed && n.keepsSiblings(writes[i].Key)
+		asks = asks || answers || n.keepsSiblings(writes[i].Key) && (!closed || n.counts(writes[i].Key))
 		promise = promise || answers && !closed
 	}
 	if !asks {
@@ -299,7 +299,7 @@ func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp,
 		w, x := &writes[i], &guard.Writes[i]
 		answers := w.Answers()
 		keeps := n.keepsSiblings(w.Key)
-		if !answers && (closed[i] != 0 || !keeps) {
+		if !answers && (!keeps || closed[i] != 0 && !n.counts(w.Key)) {
 			x.Any = true
 			continue
 		}
@@ -310,7 +310,10 @@ func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp,
 		if err = n.vouch(g, sound, err); err != nil {
 			return nil, err
 		}
-		x.Revision, x.Time, x.Before = st.revision(), st.promised, before
+		x.Revision, x.Before = st.revision(), before
+		if answers {
+			x.Time = st.promised
+		}
 		if !keeps {
 			continue
 		}
@@ -319,6 +322,13 @@ func (n *Node) judge(ctx context.Context, rt *route, writes []consensus.WriteOp,
 		}
 	}
 	return guard, nil
+}
+
+// counts reports whether a state of the key says what has been counted into it and before it: a write that has not seen the present one
+// would forget that, and what some coordinator counts on with would count twice once the key's prefix opens.
+func (n *Node) counts(key []byte) bool {
+	p, _ := n.machine.State().PolicyFor(key)
+	return p.Resolver == kv.ResolverCounter
 }
 
 // settledClosed is settled for a key that was closed before the barrier, as of the epoch, if it still is. What a majority has to promise

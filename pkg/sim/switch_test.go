@@ -332,6 +332,26 @@ func TestResolversKeepTheirMeaningWhenTheirPrefixBecomesStrongOnly(t *testing.T)
 	})
 }
 
+// While a counter's prefix is strong-only its writes go on handing over what was counted, for coordinators that hear of them late once it opens.
+func TestStrongOnlyCountersDoNotForgetWhatTheyCounted(t *testing.T) {
+	inHintBubble(t, func(t *testing.T, ctx context.Context, c *Cluster) {
+		policy := kv.Policy{Prefix: []byte("n:"), Resolver: kv.ResolverCounter, Lanes: kv.LanesMixed}
+		require.NoError(t, c.SetPolicy(ctx, policy))
+		time.Sleep(time.Second)
+		_, err := eventualPut(ctx, c, 0, "n:a", "3", 3, false)
+		require.NoError(t, err)
+		policy.Lanes = kv.LanesStrongOnly
+		require.NoError(t, c.SetPolicy(ctx, policy))
+		awaitLanes(t, ctx, c, time.Minute)
+		at := leaderOf(t, c, "n:a")
+		require.NotEmpty(t, stateAt(t, c, at, "n:a").Base, "the sweep forgot it")
+		_, err = strongDo(ctx, c, at, &kv.Request{Op: kv.OpPut, Key: []byte("n:a"), Value: []byte("20")})
+		require.NoError(t, err)
+		require.Equal(t, "20", string(stateAt(t, c, at, "n:a").Value))
+		require.NotEmpty(t, stateAt(t, c, at, "n:a").Base, "the write forgot it")
+	})
+}
+
 // inHintBubble is inSettleBubble in which hints are handed over: a prefix is not strong-only before they are.
 func inHintBubble(t *testing.T, scenario func(t *testing.T, ctx context.Context, c *Cluster)) {
 	t.Helper()
