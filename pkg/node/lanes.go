@@ -189,7 +189,8 @@ func (n *Node) acknowledgeLanes(ctx context.Context) (laneReply, error) {
 		return laneReply{}, kv.Errorf(kv.CodeNotReady, "the clock cannot be read: %w", err)
 	}
 	hints, err := n.drainingHints(st)
-	return laneReply{Epoch: n.lanes.acknowledged.Load(), Reading: reading, Hints: hints}, err
+	// Not what another question may have had acknowledged meanwhile: the hints were counted by this state.
+	return laneReply{Epoch: st.PolicyEpoch, Reading: reading, Hints: hints}, err
 }
 
 // drainingHints counts the hints of the prefixes that are being drained, now and then.
