@@ -31,7 +31,7 @@ const (
 // given what it holds. The order of the cases is part of the protocol.
 //
 //  1. A write id that the strong lane covers is acknowledged: it took effect, whatever its stamp.
-//  2. While the policy lets no eventual write in, none is acknowledged, not even one that was sent before (ADR 0013).
+//  2. While the policy lets no eventual write in, none is acknowledged, not even one that was sent before (ADR 0014).
 //  3. A stamp that is not above the strong lane's, or above the key's fence, is refused, repeated messages included: after a
 //     strong write, which may be in the log only, only a new stamp may follow it. So is an attempt from before what the
 //     replica has promised, for the key or to the repair watermark.

@@ -7,7 +7,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/kv"
 )
 
-// What the sweep of a prefix that becomes strong-only asks of a replica (ADR 0013).
+// What the sweep of a prefix that becomes strong-only asks of a replica (ADR 0014).
 
 // sweepRowsMax bounds the rows that one call of UnsettledKeys looks at.
 const sweepRowsMax = 1 << 12

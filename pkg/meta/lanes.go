@@ -11,7 +11,7 @@ import (
 )
 
 // How the keys of a prefix stand between the lanes. A policy says what its keys' lanes are to be; the fences say what every node may
-// rely on meanwhile. ADR 0013 has the argument.
+// rely on meanwhile. ADR 0014 has the argument.
 
 // FenceMode is what nodes do with the keys of a fence.
 type FenceMode string

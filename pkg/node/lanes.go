@@ -16,7 +16,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/storage"
 )
 
-// How a node takes part in switching the lanes of a prefix (ADR 0013): what it lets in by the fences of group 0 as far as it has applied
+// How a node takes part in switching the lanes of a prefix (ADR 0014): what it lets in by the fences of group 0 as far as it has applied
 // them, and when it may say so. laneDriver decides what happens next.
 
 const (

@@ -16,7 +16,7 @@ import (
 	"github.com/caprockdb/caprock/pkg/verify"
 )
 
-// Switching the lanes of a prefix while it is used (ADR 0013).
+// Switching the lanes of a prefix while it is used (ADR 0014).
 
 // setLanes sets the lanes of a prefix through the first node that takes the change.
 func setLanes(t *testing.T, ctx context.Context, c *Cluster, at int, prefix, lanes string) {
