@@ -58,6 +58,7 @@ func Record(ctx context.Context, h *History, t Target, client int, task Task) (O
 func classify(op *Op, res *kv.Response, err error) {
 	if err != nil {
 		classifyError(op, kv.AsError(err))
+		op.Staleness = res.Staleness // a key that does not exist is an error of the Go client's, and an answer
 		return
 	}
 	op.Outcome = OutcomeOK
