@@ -356,16 +356,29 @@ func TestStrongOperationsAnswerAndReplaceAllConcurrentVersions(t *testing.T) {
 		res, err := strongDo(ctx, c, 0, &kv.Request{Op: kv.OpGet, Key: []byte(key)})
 		require.NoError(t, err)
 		require.Equal(t, "merged", string(res.Value))
-		// One that is written after it follows it.
+		// One whose writer has not seen it stands beside it, until a writer who has seen both replaces them.
 		_, err = eventualPut(ctx, c, 0, key, "later", 2, false)
 		require.NoError(t, err)
 		require.NoError(t, c.Start(ctx, 2))
 		waitReady(t, ctx, c, 10*time.Second)
+		var seen []byte
 		for at := range 3 {
 			res, err := strongDo(ctx, c, at, &kv.Request{Op: kv.OpGet, Key: []byte(key), Siblings: kv.SiblingsAll})
 			require.NoError(t, err)
-			require.Empty(t, res.Siblings, "all that was found is replaced")
-			require.Equal(t, "later", string(res.Value), "at n%d", at+1)
+			var got []string
+			for _, s := range res.Siblings {
+				got = append(got, string(s.Value))
+			}
+			require.ElementsMatch(t, []string{"merged", "later"}, got, "at n%d", at+1)
+			seen = res.Context
+		}
+		_, err = c.Execute(ctx, 0, &kv.Request{Op: kv.OpPut, Level: kv.LevelEventual, Key: []byte(key), Value: []byte("last"), Context: seen})
+		require.NoError(t, err)
+		for at := range 3 {
+			res, err := strongDo(ctx, c, at, &kv.Request{Op: kv.OpGet, Key: []byte(key), Siblings: kv.SiblingsAll})
+			require.NoError(t, err)
+			require.Empty(t, res.Siblings, "all that was seen is replaced")
+			require.Equal(t, "last", string(res.Value), "at n%d", at+1)
 		}
 	})
 }
