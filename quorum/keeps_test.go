@@ -299,3 +299,17 @@ func TestVersionsThatAreKeptAreReadOnceTheyAreDurable(t *testing.T) {
 		require.NoError(t, <-writer)
 	})
 }
+
+func TestReadOfAVersionThatIsKeptDoesNotWaitForADiskThatHangs(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, c *cluster) {
+		c.keeps = true
+		c.slowLinks(time.Millisecond)
+		c.nodes[1].disk.set(func(d *testDisk) { d.sync, d.early = time.Minute, true })
+		go func() { _, _ = c.put(1, "k", "v", nil, 2) }()
+		time.Sleep(100 * time.Millisecond)
+		began := time.Now()
+		_, err := c.nodes[1].store.Read(ReadRequest{Partition: 3, Epoch: 1, Key: []byte("k")})
+		require.Equal(t, kv.CodeNotReady, kv.CodeOf(err))
+		require.Equal(t, keptPatience, time.Since(began))
+	})
+}

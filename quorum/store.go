@@ -155,6 +155,9 @@ func (s *Store) Read(r ReadRequest) (ReadReply, error) {
 	return ReadReply{HasStrong: found, Strong: strong, Set: set, Healing: before.Healing || after.Healing}, nil
 }
 
+// keptPatience bounds how long a read waits for a disk. The others may answer meanwhile.
+const keptPatience = time.Second
+
 // awaitKept returns once what was read of the key is durable, where versions are kept: what is read is handed on, and others drop what
 // it replaced (see writeOp.keptFirst).
 func (s *Store) awaitKept(p kv.PartitionID, key []byte) error {
@@ -165,10 +168,17 @@ func (s *Store) awaitKept(p kv.PartitionID, key []byte) error {
 	if !s.pending.await(p, key, func(err error) { kept <- err }) {
 		return nil
 	}
-	if err := <-kept; err != nil {
-		return unread(err)
+	timer := time.NewTimer(keptPatience)
+	defer timer.Stop()
+	select {
+	case err := <-kept:
+		if err != nil {
+			return unread(err)
+		}
+		return nil
+	case <-timer.C:
+		return kv.Errorf(kv.CodeNotReady, "what this replica holds of the key has not been synced for %v", keptPatience)
 	}
-	return nil
 }
 
 // Write merges the request's set into this replica's and calls done once: with Accepted after the result is durable,
